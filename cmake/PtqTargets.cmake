@@ -1,0 +1,54 @@
+# The three kinds of target that this project has. Warnings apply to our own code only.
+set(PTQ_WARNINGS -Wall -Wextra -Wshadow -Werror=unused-result -Werror=return-type)
+
+# ptq_cc_library(NAME SRCS ... DEPS ...): a static library with includes from the repository root.
+function(ptq_cc_library name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  if(ARG_SRCS)
+    add_library(${name} STATIC ${ARG_SRCS})
+    target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
+    target_link_libraries(${name} PUBLIC ${ARG_DEPS})
+    target_compile_options(${name} PRIVATE ${PTQ_WARNINGS})
+  else()
+    add_library(${name} INTERFACE)
+    target_include_directories(${name} INTERFACE ${PROJECT_SOURCE_DIR})
+    target_link_libraries(${name} INTERFACE ${ARG_DEPS})
+  endif()
+endfunction()
+
+# ptq_cc_binary(NAME [GRPC] SRCS ... DEPS ...): a program in build/bin. GRPC: it links gRPC (cmake/Packages.cmake).
+function(ptq_cc_binary name)
+  cmake_parse_arguments(ARG "GRPC" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS})
+  target_compile_options(${name} PRIVATE ${PTQ_WARNINGS})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin
+    PTQ_GRPC ${ARG_GRPC})
+endfunction()
+
+# ptq_cc_test(NAME [GRPC] SRCS ... DEPS ... LABELS ...): a GoogleTest program, one ctest entry.
+function(ptq_cc_test name)
+  cmake_parse_arguments(ARG "GRPC" "" "SRCS;DEPS;LABELS" ${ARGN})
+  if(NOT PTQ_BUILD_TESTS)
+    return()
+  endif()
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} ptq_testing GTest::gmock GTest::gtest_main)
+  target_compile_options(${name} PRIVATE ${PTQ_WARNINGS})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests
+    PTQ_GRPC ${ARG_GRPC})
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900)
+endfunction()
+
+# ptq_py_test(NAME FILE LABELS ...): a pytest file that runs with the project's .venv.
+function(ptq_py_test name file)
+  cmake_parse_arguments(ARG "" "" "LABELS" ${ARGN})
+  if(NOT PTQ_BUILD_TESTS)
+    return()
+  endif()
+  add_test(NAME ${name} COMMAND ${PTQ_PYTHON} -m pytest -q -p no:cacheprovider
+           ${PROJECT_SOURCE_DIR}/${file})
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 1800
+    ENVIRONMENT "PTQ_BUILD_DIR=${PROJECT_BINARY_DIR};PTQ_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1;TRANSFORMERS_OFFLINE=1;PYTHONDONTWRITEBYTECODE=1")
+endfunction()

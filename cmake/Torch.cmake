@@ -1,0 +1,27 @@
+# libtorch from the PyPI wheel, as plain imported targets.
+#
+# The wheel's own CMake package insists on a CUDA toolkit, and its include folder carries copies of
+# google/protobuf and fmt that would shadow Debian's: so only targets that link ptq::torch see it.
+# The CPU worker links torch_cpu and c10 alone; CUDA libraries are loaded when a job asks for a GPU.
+if(NOT PTQ_TORCH_ROOT)
+  file(GLOB PTQ_TORCH_ROOT ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)
+endif()
+if(NOT EXISTS "${PTQ_TORCH_ROOT}/lib/libtorch_cpu.so")
+  message(FATAL_ERROR "libtorch was not found: run `make setup`, or pass -DPTQ_TORCH_ROOT=.../torch")
+endif()
+file(READ ${PTQ_TORCH_ROOT}/version.py _torch_version)
+if(NOT _torch_version MATCHES "__version__ = '2\\.11\\.0")
+  message(FATAL_ERROR "ptqd is built against torch 2.11.0; ${PTQ_TORCH_ROOT} holds another version")
+endif()
+foreach(lib c10 torch_cpu)
+  add_library(ptq::${lib} SHARED IMPORTED)
+  set_target_properties(ptq::${lib} PROPERTIES IMPORTED_LOCATION ${PTQ_TORCH_ROOT}/lib/lib${lib}.so
+    IMPORTED_NO_SONAME ON)
+endforeach()
+add_library(ptq_torch INTERFACE)
+add_library(ptq::torch ALIAS ptq_torch)
+target_include_directories(ptq_torch SYSTEM INTERFACE ${PTQ_TORCH_ROOT}/include
+  ${PTQ_TORCH_ROOT}/include/torch/csrc/api/include)
+target_link_libraries(ptq_torch INTERFACE ptq::torch_cpu ptq::c10)
+target_link_options(ptq_torch INTERFACE "-Wl,-rpath,${PTQ_TORCH_ROOT}/lib" "-Wl,--enable-new-dtags"
+  "-Wl,-rpath-link,${PTQ_TORCH_ROOT}/lib")

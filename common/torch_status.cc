@@ -1,0 +1,34 @@
+#include "common/torch_status.h"
+
+#include <c10/util/Exception.h>
+
+#include <exception>
+#include <new>
+
+namespace ptq {
+
+absl::Status StatusFromCurrentException(const std::string& context) {
+  const auto message = [&context](const char* what) { return context + ": " + what; };
+  try {
+    throw;
+  } catch (const c10::OutOfMemoryError& error) {
+    return absl::ResourceExhaustedError(message(error.what_without_backtrace()));
+  } catch (const c10::NotImplementedError& error) {
+    return absl::UnimplementedError(message(error.what_without_backtrace()));
+  } catch (const c10::Error& error) {
+    // libtorch's CPU allocator throws a plain c10::Error that names itself.
+    const std::string what = error.what_without_backtrace();
+    if (what.find("DefaultCPUAllocator") != std::string::npos) {
+      return absl::ResourceExhaustedError(message(what.c_str()));
+    }
+    return absl::InternalError(message(what.c_str()));
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(message("out of memory"));
+  } catch (const std::exception& error) {
+    return absl::InternalError(message(error.what()));
+  } catch (...) {
+    return absl::UnknownError(message("an exception of unknown type"));
+  }
+}
+
+}  // namespace ptq

@@ -1,0 +1,43 @@
+// A model family declared as a table: every tensor of the checkpoint with its shape and its role.
+// Inspection checks a checkpoint against it, models/ loads by it, exporters walk it. A new family is
+// a row set here and a few options in models/.
+#ifndef PTQ_FORMATS_HEADERS_TENSOR_TABLE_H_
+#define PTQ_FORMATS_HEADERS_TENSOR_TABLE_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "formats/headers/checkpoint_index.h"
+#include "formats/headers/model_config.h"
+
+namespace ptq {
+
+enum class TensorRole { kEmbedding, kNorm, kLinearWeight, kLinearBias, kHead };
+
+struct TableTensor {
+  std::string name;    // "model.layers.0.self_attn.q_proj.weight"
+  std::string module;  // "model.layers.0.self_attn.q_proj"
+  TensorRole role = TensorRole::kNorm;
+  std::vector<int64_t> shape;  // linear weights: [out_features, in_features]
+  int64_t block = -1;          // decoder block, or -1 outside of the blocks
+};
+
+// All tensors that a checkpoint of `config` holds, in the model's order: embedding, blocks, final
+// norm, head (absent if tied). config.model_type must be a supported one.
+std::vector<TableTensor> BuildTensorTable(const ModelConfig& config);
+
+// True if ParseModelConfig accepts this model_type.
+bool IsSupportedModelType(const std::string& model_type);
+// "llama", ...: for messages and Capabilities.
+std::vector<std::string> SupportedModelTypes();
+
+// Compares a checkpoint with its config's table. kInvalidArgument naming the tensor: missing, another
+// shape, a dtype that is not F32, F16 or BF16; or an extra tensor inside a block of the table. Extra
+// tensors that transformers ignores (rotary inv_freq buffers, lm_head.weight of a tied model) pass.
+absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& config);
+
+}  // namespace ptq
+
+#endif  // PTQ_FORMATS_HEADERS_TENSOR_TABLE_H_

@@ -1,0 +1,73 @@
+// A decoder-only language model whose weights are loaded piece by piece: embedding, one block at a
+// time, final norm with head.
+#ifndef PTQ_MODELS_DECODER_MODEL_H_
+#define PTQ_MODELS_DECODER_MODEL_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "formats/checkpoint_reader.h"
+#include "formats/headers/model_config.h"
+#include "models/decoder_block.h"
+
+namespace ptq {
+
+// Where and in which dtype a model computes.
+struct ComputeOptions {
+  at::Device device = at::kCPU;
+  at::ScalarType dtype = at::kFloat;
+};
+
+// The dtype to compute in for weights stored as `stored`: the stored one on CUDA; on a CPU bfloat16
+// only where it has native bf16 products (AMX or AVX512-BF16), else float32. Values don't change by
+// widening, so quantized weights are still those that a loader sees.
+at::ScalarType ChooseComputeDtype(at::Device device, at::ScalarType stored);
+
+// Final norm and language-model head.
+class LanguageModelHead {
+ public:
+  // hidden [..., D] -> logits [..., V] in float32.
+  at::Tensor Logits(const at::Tensor& hidden) const;
+
+  at::Tensor norm_weight;  // [D]
+  at::Tensor head_weight;  // [V, D]; the embedding if tied
+  double rms_norm_eps = 0;
+};
+
+// Thread-compatible. `reader` must outlive it.
+class DecoderModel {
+ public:
+  // kUnimplemented for a model_type without a block implementation.
+  static absl::StatusOr<std::unique_ptr<DecoderModel>> Create(const ModelConfig& config,
+                                                              const CheckpointReader& reader,
+                                                              const ComputeOptions& options);
+
+  const ModelConfig& config() const { return config_; }
+  const ComputeOptions& options() const { return options_; }
+  int64_t block_count() const { return config_.num_hidden_layers; }
+
+  // ids [B, T] int64 (CPU) -> hidden [B, T, D] in the compute dtype on the device. The embedding is
+  // read for the call and released after it.
+  absl::StatusOr<at::Tensor> Embed(const at::Tensor& ids) const;
+  // Reads block `index`; nothing else stays loaded.
+  absl::StatusOr<std::unique_ptr<DecoderBlock>> LoadBlock(int64_t index) const;
+  absl::StatusOr<LanguageModelHead> LoadHead() const;
+  // For positions 0..length-1. transformers' default, linear, dynamic, llama3 and yarn scalings,
+  // yarn's attention factor included; float32 inside, rounded to the compute dtype as transformers does.
+  RotaryTable MakeRotaryTable(int64_t length) const;
+
+ private:
+  DecoderModel(const ModelConfig& config, const CheckpointReader& reader,
+               const ComputeOptions& options)
+      : config_(config), reader_(reader), options_(options) {}
+  ModelConfig config_;
+  const CheckpointReader& reader_;
+  ComputeOptions options_;
+};
+
+}  // namespace ptq
+
+#endif  // PTQ_MODELS_DECODER_MODEL_H_

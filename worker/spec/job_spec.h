@@ -1,0 +1,75 @@
+// What a job is to do: the file job.json, the flags of `ptq`, and the server's stored spec are three
+// spellings of this struct. Torch-free and protobuf-free, because ptqd and ptq-worker both need it.
+#ifndef PTQ_WORKER_SPEC_JOB_SPEC_H_
+#define PTQ_WORKER_SPEC_JOB_SPEC_H_
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/json.h"
+#include "common/quantization_scheme.h"
+
+namespace ptq {
+
+enum class Algorithm { kAutoRound, kGptq, kOptRtn, kRtn };
+enum class DeviceChoice { kAuto, kCpu, kCuda };
+enum class OutputFormat { kAffine, kDequantized };
+
+const char* AlgorithmName(Algorithm algorithm);        // "auto-round", "gptq", "opt-rtn", "rtn"
+const char* DeviceName(DeviceChoice device);           // "auto", "cpu", "cuda"
+const char* OutputFormatName(OutputFormat format);     // "affine", "dequantized"
+const char* ScaleRuleName(ScaleRule rule);             // "full-range", "torchao"
+absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name);
+absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name);
+absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name);
+absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name);
+
+// Defaults are the documented ones of the command line.
+struct JobSpec {
+  std::string model;        // folder
+  std::string calibration;  // file, or "" (allowed for rtn alone)
+  std::string evaluation;   // file, or "": no evaluation
+
+  Algorithm algorithm = Algorithm::kAutoRound;
+  int bits = 4;               // 2..8
+  int64_t group_size = 128;   // -1 channel, 0 tensor
+  bool asymmetric = false;
+  ScaleRule scale_rule = ScaleRule::kFullRange;  // torchao: rtn only
+  int64_t iterations = 200;   // auto-round
+  int64_t batch_size = 8;     // sequences a step, auto-round
+  int64_t samples = 128;      // calibration windows
+  int64_t sequence_length = 2048;
+  uint64_t seed = 42;
+  DeviceChoice device = DeviceChoice::kAuto;
+  int64_t evaluation_window = 0;     // 0: sequence_length
+  int64_t evaluation_samples = 128;  // windows; 0: all
+  OutputFormat format = OutputFormat::kAffine;
+  std::vector<std::string> rule;  // "PATTERN:bits=8,group_size=32" or "PATTERN:skip", in order
+
+  int64_t EffectiveEvaluationWindow() const {
+    return evaluation_window > 0 ? evaluation_window : sequence_length;
+  }
+  QuantizationScheme DefaultScheme() const {
+    return {bits, group_size, !asymmetric, scale_rule};
+  }
+  bool operator==(const JobSpec&) const = default;
+};
+
+// Every key of the struct, in the struct's order, defaults included.
+Json JobSpecToJson(const JobSpec& spec);
+// Unknown keys and wrong types are kInvalidArgument naming the key; ranges are ValidateJobSpec's.
+absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json);
+absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text);
+
+// Ranges and combinations that need no model: bits 2..8, group_size -1, 0 or positive, iterations and
+// sizes positive, torchao's rule with rtn only, calibration present unless rtn, rule syntax and RE2
+// patterns. kInvalidArgument: "bits: 9 is not in 2..8".
+absl::Status ValidateJobSpec(const JobSpec& spec);
+
+}  // namespace ptq
+
+#endif  // PTQ_WORKER_SPEC_JOB_SPEC_H_

@@ -1,0 +1,46 @@
+// Ordered rules over module names: which scheme each linear layer of a model gets, or none.
+#ifndef PTQ_WORKER_SPEC_SCHEME_RULES_H_
+#define PTQ_WORKER_SPEC_SCHEME_RULES_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/quantization_scheme.h"
+#include "formats/headers/tensor_table.h"
+#include "worker/spec/job_spec.h"
+
+namespace ptq {
+
+// One parsed `--rule`. PATTERN is RE2, matched in full against the module's name; the text after the
+// last ':' is "skip" or comma-separated bits=, group_size=, symmetric= (true or false).
+struct SchemeRule {
+  std::string pattern;
+  bool skip = false;
+  std::optional<int> bits;
+  std::optional<int64_t> group_size;
+  std::optional<bool> symmetric;
+};
+
+// kInvalidArgument quoting the rule.
+absl::StatusOr<SchemeRule> ParseSchemeRule(const std::string& text);
+
+struct EffectiveScheme {
+  std::string module;  // "model.layers.0.mlp.down_proj"
+  int64_t block = 0;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  std::optional<QuantizationScheme> scheme;  // none: left in its original dtype
+};
+
+// One entry for every linear layer inside the decoder blocks of `table`, in its order; the first rule
+// that matches wins. kInvalidArgument: a rule that matches no module; a group size that does not divide
+// in_features, listing the layers, and the `skip` rule that would leave them alone.
+absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
+                                                            const std::vector<TableTensor>& table);
+
+}  // namespace ptq
+
+#endif  // PTQ_WORKER_SPEC_SCHEME_RULES_H_
