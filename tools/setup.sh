@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Installs what a build needs and is not there yet: Debian packages, a .venv with pinned wheels, cargo.
+#   tools/setup.sh [base | peers | cuda]
+# base   what building and the demo need
+# peers  and the wheels that the Python interop tests compare with
+# cuda   and NVIDIA's compiler from PyPI, for the CUDA part
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what=${1:-base}
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+# Debian packages.
+mapfile -t wanted < <(grep -v '^#' deploy/debian-packages.txt)
+if ! command -v cargo >/dev/null || ! cargo --version | awk '{split($2, v, "."); exit !(v[1] > 1 || v[2] >= 80)}'; then
+  wanted+=(cargo-web rustc-web)  # Debian 12's plain cargo is too old for the tokenizers crate
+fi
+missing=()
+for package in "${wanted[@]}"; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  say "installing ${missing[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# Python wheels, each list installed once per content.
+[ -x .venv/bin/python ] || { say "creating .venv"; python3 -m venv .venv; }
+install_wheels() {
+  local list=deploy/requirements-$1.txt stamp=.venv/.ptq-$1
+  [ -f "$stamp" ] && cmp -s "$list" "$stamp" && return
+  say "installing the wheels of $list"
+  .venv/bin/pip install -q --disable-pip-version-check -r "$list"
+  cp "$list" "$stamp"
+}
+install_wheels base
+case $what in
+  base) ;;
+  peers) install_wheels peers ;;
+  cuda) install_wheels cuda ;;
+  *) say "unknown part '$what'"; exit 2 ;;
+esac
+
+# Python stubs of the API, for examples/pipeline.py and the integration tests.
+if [ ! -f .venv/ptq_stubs/ptq/v1/quantization_service_pb2_grpc.py ] || \
+   [ -n "$(find proto -name '*.proto' -newer .venv/ptq_stubs/.stamp 2>/dev/null)" ]; then
+  mkdir -p .venv/ptq_stubs
+  (cd proto && find ptq google -name '*.proto' -print0 | xargs -0 ../.venv/bin/python -m grpc_tools.protoc \
+    --proto_path=. --python_out=../.venv/ptq_stubs --grpc_python_out=../.venv/ptq_stubs)
+  touch .venv/ptq_stubs/.stamp
+fi
