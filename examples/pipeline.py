@@ -1,13 +1,11 @@
 #!/usr/bin/env python3
 """Quantizes a checkpoint on a ptqd server: pipeline.py MODEL_DIR CALIBRATION OUTPUT_DIR [SERVER].
-
 Upload what the server lacks, submit, watch until the end, download: what a pipeline needs, in one page.
 """
 import hashlib
 import pathlib
 import sys
 import uuid
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / ".venv" / "ptq_stubs"))  # made by `make setup` from proto/
 
@@ -18,7 +16,6 @@ from ptq.v1 import dataset_service_pb2 as ds, dataset_service_pb2_grpc  # noqa: 
 from ptq.v1 import model_service_pb2 as ms, model_service_pb2_grpc  # noqa: E402
 from ptq.v1 import quantization_service_pb2 as qs, quantization_service_pb2_grpc  # noqa: E402
 from ptq.v1 import quantization_spec_pb2 as spec, resources_pb2 as res  # noqa: E402
-
 TENANT, CHUNK, SECONDS = "tenants/default", 1 << 20, 30
 
 
@@ -33,11 +30,11 @@ def upload(channel, paths):
     wanted = {d.hash for d in missing}
 
     def chunks(path, digest):
-        name, size, offset = f"{TENANT}/uploads/{uuid.uuid4()}/blobs/{digest.hash}/{digest.size_bytes}", digest.size_bytes, 0
+        name, offset = f"{TENANT}/uploads/{uuid.uuid4()}/blobs/{digest.hash}/{digest.size_bytes}", 0
         with path.open("rb") as file:
             while data := file.read(CHUNK):
-                yield bs.WriteRequest(resource_name=name, write_offset=offset, data=data,
-                                      finish_write=offset + len(data) == size)
+                last = offset + len(data) == digest.size_bytes
+                yield bs.WriteRequest(resource_name=name, write_offset=offset, data=data, finish_write=last)
                 offset += len(data)
 
     for path, digest in nodes:
@@ -67,7 +64,7 @@ def main(model_dir, calibration, output, server="127.0.0.1:7433"):
     if job.state != qs.QuantizationJob.SUCCEEDED:
         sys.exit(f"{job.name}: {qs.QuantizationJob.State.Name(job.state)}: {job.error.message}")
     folder = pathlib.Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     for node in jobs.ListArtifacts(res.ListRequest(parent=job.name, page_size=1000), timeout=SECONDS).files:
         name = f"{TENANT}/blobs/{node.digest.hash}/{node.digest.size_bytes}"
         data = b"".join(part.data for part in bytestream_pb2_grpc.ByteStreamStub(channel).Read(

@@ -1,0 +1,468 @@
+#include "worker/report_html.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+
+namespace ptq {
+namespace {
+
+constexpr char kStyle[] = R"(
+:root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--ink:#1c2024;--dim:#646b73;--line:#e1e4e8;--accent:#0b6bcb;
+--good:#1f8a5b;--bad:#c2410c;--warn-bg:#fff5e5;--warn-line:#f0b35a}
+@media(prefers-color-scheme:dark){:root{--bg:#121417;--card:#1b1e23;--ink:#e6e8ea;--dim:#9aa2ab;--line:#30353c;
+--accent:#5aa9f5;--good:#4cc38a;--bad:#ff8f5c;--warn-bg:#2c2412;--warn-line:#8a6420}}
+*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",
+Roboto,"Helvetica Neue",Arial,sans-serif}main{max-width:1080px;margin:0 auto;padding:24px 20px 64px}
+h1{font-size:1.5rem;line-height:1.25;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:36px 0 4px}
+p.note{color:var(--dim);margin:0 0 12px;max-width:72ch}.cards{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));
+margin:20px 0}.card,.panel{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
+.card b{display:block;font-size:1.35rem;font-weight:650;font-variant-numeric:tabular-nums}.card span{color:var(--dim);font-size:.85rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:6px 10px;
+text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th{font-weight:600;color:var(--dim);font-size:.85rem}
+th:first-child,td:first-child{text-align:left}tr:last-child td{border-bottom:0}td:first-child{white-space:normal}.grid td,.grid th{padding:4px 6px;text-align:center}
+.grid td{border:2px solid var(--card);border-radius:6px;font-size:.82rem}.grid td:first-child,.grid th:first-child{text-align:left;color:var(--dim);white-space:nowrap}
+.curves{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(190px,1fr))}.curves h3{font-size:.85rem;margin:0;
+font-weight:600;overflow-wrap:anywhere}.curves p{margin:2px 0 0;color:var(--dim);font-size:.8rem;font-variant-numeric:tabular-nums}
+svg{display:block;width:100%;height:auto}svg text{fill:var(--dim);font-size:13px}.axis{stroke:var(--line);stroke-width:1}
+.bar{fill:var(--accent)}.curve{fill:none;stroke:var(--accent);stroke-width:1.2;opacity:.35}.best{fill:none;stroke:var(--accent);stroke-width:2}
+.warnings{background:var(--warn-bg);border:1px solid var(--warn-line);border-radius:10px;padding:10px 14px 10px 32px;margin:16px 0}
+details{margin-top:12px}summary{cursor:pointer;color:var(--accent)}pre{overflow-x:auto;font:12.5px/1.45 ui-monospace,Menlo,Consolas,monospace}
+.digest{font:12px ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere;white-space:normal;text-align:left}
+.legend{display:flex;flex-wrap:wrap;gap:6px 14px;margin:10px 0 0;color:var(--dim);font-size:.82rem}.legend i{display:inline-block;width:12px;
+height:12px;border-radius:3px;margin-right:5px;vertical-align:-1px}
+)";
+
+std::string Escape(const std::string& text) {
+  std::string out;
+  for (char c : text) {
+    switch (c) {
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
+    }
+  }
+  return out;
+}
+
+// The value at a chain of keys, or nullptr where one is missing or null.
+const Json* At(const Json& json, std::initializer_list<const char*> path) {
+  const Json* here = &json;
+  for (const char* key : path) {
+    if (!here->is_object()) return nullptr;
+    const auto it = here->find(key);
+    if (it == here->end() || it->is_null()) return nullptr;
+    here = &*it;
+  }
+  return here;
+}
+
+std::optional<double> Number(const Json& json, std::initializer_list<const char*> path) {
+  const Json* value = At(json, path);
+  if (value == nullptr || !value->is_number()) return std::nullopt;
+  return value->get<double>();
+}
+
+std::string Text(const Json& json, std::initializer_list<const char*> path) {
+  const Json* value = At(json, path);
+  if (value == nullptr) return "";
+  return value->is_string() ? value->get<std::string>() : DumpJson(*value);
+}
+
+const Json& Array(const Json& json, const char* key) {
+  static const Json* const kEmpty = new Json(Json::array());
+  const Json* value = At(json, {key});
+  return value != nullptr && value->is_array() ? *value : *kEmpty;
+}
+
+// Four significant digits, without an exponent where that stays short.
+std::string Figure(std::optional<double> value) {
+  if (!value) return "–";
+  const double magnitude = std::fabs(*value);
+  if (magnitude == 0) return "0";
+  if (magnitude < 1e-4 || magnitude >= 1e7) return absl::StrFormat("%.2e", *value);
+  const int digits = std::clamp(3 - static_cast<int>(std::floor(std::log10(magnitude))), 0, 6);
+  return absl::StrFormat("%.*f", digits, *value);
+}
+
+std::string Bytes(std::optional<double> bytes) {
+  if (!bytes) return "–";
+  if (*bytes >= 1e9) return absl::StrFormat("%.2f GB", *bytes / 1e9);
+  if (*bytes >= 1e6) return absl::StrFormat("%.1f MB", *bytes / 1e6);
+  return absl::StrFormat("%.0f kB", *bytes / 1e3);
+}
+
+std::string Seconds(std::optional<double> seconds) {
+  if (!seconds) return "–";
+  if (*seconds >= 3600) return absl::StrFormat("%.1f h", *seconds / 3600);
+  if (*seconds >= 120) return absl::StrFormat("%.1f min", *seconds / 60);
+  return absl::StrFormat("%.1f s", *seconds);
+}
+
+std::string Percent(std::optional<double> value) {
+  return value ? absl::StrFormat("%.2f %%", 100 * *value) : "–";
+}
+
+std::string Card(const std::string& value, const std::string& label) {
+  return "<div class=\"card\"><b>" + value + "</b><span>" + label + "</span></div>\n";
+}
+
+std::string Row(const std::vector<std::string>& cells, const char* tag = "td") {
+  std::string out = "<tr>";
+  for (const std::string& cell : cells) out += absl::StrFormat("<%s>%s</%s>", tag, cell, tag);
+  return out + "</tr>\n";
+}
+
+std::string Section(const std::string& title, const std::string& note, const std::string& body) {
+  return "<h2>" + title + "</h2>\n" + (note.empty() ? "" : "<p class=\"note\">" + note + "</p>\n") +
+         body;
+}
+
+std::string Panel(const std::string& body) {
+  return "<div class=\"panel scroll\">" + body + "</div>\n";
+}
+
+// "self_attn.q_proj" of "model.layers.3.self_attn.q_proj", given the block's "model.layers.3".
+std::string ShortName(const std::string& module, const std::string& block) {
+  return module.rfind(block + ".", 0) == 0 ? module.substr(block.size() + 1) : module;
+}
+
+// Background and text colour for a ratio to RTN on a log scale: green where better, orange where
+// worse.
+std::string RatioStyle(double ratio) {
+  const double strength = std::min(1.0, std::fabs(std::log2(std::max(ratio, 1e-6))) / 2.0);
+  const int alpha = static_cast<int>(8 + 72 * strength);
+  return absl::StrFormat(" style=\"background:color-mix(in srgb,var(--%s) %d%%,var(--card))\"",
+                         ratio <= 1 ? "good" : "bad", alpha);
+}
+
+std::string BitsStyle(int64_t bits) {
+  // Darker is more bits; 2..8.
+  const int64_t share = std::clamp<int64_t>((bits - 1) * 12, 8, 90);
+  return absl::StrFormat(" style=\"background:color-mix(in srgb,var(--accent) %d%%,var(--card))\"",
+                         share);
+}
+
+// One row a block, one column a module; `cell` gives a <td> for a module.
+template <typename Cell>
+std::string ModuleGrid(const Json& blocks, Cell cell) {
+  std::vector<std::string> columns;
+  for (const Json& block : blocks) {
+    for (const Json& module : Array(block, "modules")) {
+      const std::string name = ShortName(Text(module, {"name"}), Text(block, {"name"}));
+      if (std::find(columns.begin(), columns.end(), name) == columns.end()) columns.push_back(name);
+    }
+  }
+  if (columns.empty()) return "";
+  std::string out = "<table class=\"grid\"><tr><th></th>";
+  for (const std::string& column : columns) {
+    const size_t dot = column.rfind('.');
+    std::string label = dot == std::string::npos ? column : column.substr(dot + 1);
+    out += "<th title=\"" + Escape(column) + "\">" + Escape(label) + "</th>";
+  }
+  out += "</tr>\n";
+  for (const Json& block : blocks) {
+    const std::string name = Text(block, {"name"});
+    const size_t prefix = name.find('.');
+    out += "<tr><td title=\"" + Escape(name) + "\">" +
+           Escape(prefix == std::string::npos ? name : name.substr(prefix + 1)) + "</td>";
+    for (const std::string& column : columns) {
+      const Json* found = nullptr;
+      for (const Json& module : Array(block, "modules")) {
+        if (ShortName(Text(module, {"name"}), name) == column) found = &module;
+      }
+      out += found == nullptr ? "<td></td>" : cell(*found);
+    }
+    out += "</tr>\n";
+  }
+  return out + "</table>";
+}
+
+std::string SummaryCards(const Json& report) {
+  std::string out = "<div class=\"cards\">\n";
+  const auto before = Number(report, {"evaluation", "baseline", "perplexity"});
+  const auto after = Number(report, {"evaluation", "quantized", "perplexity"});
+  if (before && after) {
+    out += Card(Figure(before) + " → " + Figure(after), "perplexity");
+    out += Card(Figure(Number(report, {"evaluation", "quantized", "mean_kld"})), "mean KLD, nats");
+    out += Card(Percent(Number(report, {"evaluation", "quantized", "top1_agreement"})),
+                "top-1 agreement");
+  }
+  out += Card(Figure(Number(report, {"size", "bits_per_weight"})), "bits a quantized weight");
+  out += Card(Bytes(Number(report, {"size", "before_bytes"})) + " → " +
+                  Bytes(Number(report, {"size", "after_bytes"})),
+              "quantized weights, packed");
+  out += Card(Seconds(Number(report, {"timing", "total_seconds"})), "in all");
+  return out + "</div>\n";
+}
+
+std::string Evaluation(const Json& report) {
+  const Json* quantized = At(report, {"evaluation", "quantized"});
+  if (quantized == nullptr) {
+    return Section(
+        "Accuracy",
+        "This job had no evaluation text. Give one with <code>--evaluation FILE</code> to see "
+        "perplexity and divergence here.",
+        "");
+  }
+  const auto before = Number(report, {"evaluation", "baseline", "perplexity"});
+  const auto after = Number(*quantized, {"perplexity"});
+  std::string table = "<table>" + Row({"", "original", "quantized", "change"}, "th");
+  table += Row({"perplexity", Figure(before), Figure(after),
+                before && after ? absl::StrFormat("%+.2f %%", 100 * (*after / *before - 1)) : "–"});
+  table += Row({"top-1 agreement", "100 %", Percent(Number(*quantized, {"top1_agreement"})), ""});
+  table += Row({"RMS change of the true token’s probability", "0",
+                Percent(Number(*quantized, {"rms_delta_p"})), ""});
+  table += "</table>";
+  std::string divergence = "<table>" + Row({"KL divergence", "nats"}, "th");
+  for (const auto& [key, label] : {std::pair{"mean_kld", "mean"},
+                                   {"median_kld", "median"},
+                                   {"p99_kld", "99th percentile"},
+                                   {"p999_kld", "99.9th percentile"},
+                                   {"max_kld", "largest"}}) {
+    divergence += Row({label, Figure(Number(*quantized, {key}))});
+  }
+  divergence += "</table>";
+  return Section(
+      "Before and after",
+      "Measured on the evaluation text: how well each model predicts it, and how far the quantized "
+      "model's next-token distribution moved.",
+      Panel(table) + "<br>" + Panel(divergence));
+}
+
+std::string KldHistogram(const Json& report) {
+  const Json* histogram = At(report, {"evaluation", "quantized", "kld_histogram"});
+  if (histogram == nullptr || !Number(*histogram, {"log10_min"}) ||
+      !Number(*histogram, {"log10_max"})) {
+    return "";
+  }
+  const Json& counts = Array(*histogram, "counts");
+  double largest = 0;
+  for (const Json& count : counts) {
+    if (count.is_number()) largest = std::max(largest, count.get<double>());
+  }
+  if (largest <= 0) return "";
+  const double low = *Number(*histogram, {"log10_min"});
+  const double high = *Number(*histogram, {"log10_max"});
+  constexpr double kWidth = 720, kHeight = 180, kBase = 156;
+  std::string svg = absl::StrFormat(
+      "<svg viewBox=\"0 0 %g %g\" role=\"img\" aria-label=\"Histogram of KL divergence\">\n",
+      kWidth, kHeight);
+  const double step = kWidth / static_cast<double>(counts.size());
+  for (size_t i = 0; i < counts.size(); ++i) {
+    if (!counts[i].is_number()) continue;
+    const double height = (kBase - 8) * counts[i].get<double>() / largest;
+    svg += absl::StrFormat(
+        "<rect class=\"bar\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" "
+        "height=\"%.2f\"><title>%s</title></rect>\n",
+        static_cast<double>(i) * step + 0.5, kBase - height, std::max(step - 1, 0.5), height,
+        DumpJson(counts[i]) + " positions");
+  }
+  svg += absl::StrFormat("<line class=\"axis\" x1=\"0\" y1=\"%g\" x2=\"%g\" y2=\"%g\"/>\n", kBase,
+                         kWidth, kBase);
+  for (int tick = static_cast<int>(std::ceil(low)); tick <= high; tick += 2) {
+    const double x = kWidth * (tick - low) / (high - low);
+    const char* anchor = x < 20 ? "start" : x > kWidth - 20 ? "end" : "middle";
+    svg += absl::StrFormat("<text x=\"%.1f\" y=\"174\" text-anchor=\"%s\">1e%d</text>\n", x, anchor,
+                           tick);
+  }
+  svg += "</svg>";
+  return Section("Where the divergence lies",
+                 "Positions of the evaluation text by their KL divergence (log scale, nats).",
+                 Panel(svg));
+}
+
+std::string Curve(const std::vector<double>& values, const char* css, double low, double high) {
+  std::string points;
+  const double width = 180, height = 60;
+  const double span = high > low ? high - low : 1;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double x = values.size() > 1
+                         ? width * static_cast<double>(i) / static_cast<double>(values.size() - 1)
+                         : 0;
+    points += absl::StrFormat("%.1f,%.1f ", x, 4 + (height - 8) * (1 - (values[i] - low) / span));
+  }
+  return absl::StrFormat("<polyline class=\"%s\" points=\"%s\"/>", css, points);
+}
+
+std::string LossCurves(const Json& report) {
+  std::string out;
+  for (const Json& block : Array(report, "blocks")) {
+    std::vector<double> losses;
+    for (const Json& loss : Array(block, "loss_curve")) {
+      if (loss.is_number()) losses.push_back(loss.get<double>());
+    }
+    if (losses.size() < 2) continue;
+    std::vector<double> best(losses.size());
+    for (size_t i = 0; i < losses.size(); ++i) {
+      best[i] = i == 0 ? losses[0] : std::min(best[i - 1], losses[i]);
+    }
+    const auto [low, high] = std::minmax_element(losses.begin(), losses.end());
+    out += "<div class=\"panel\"><h3>" + Escape(Text(block, {"name"})) +
+           "</h3><svg viewBox=\"0 0 180 60\" role=\"img\" aria-label=\"loss by step\">" +
+           Curve(losses, "curve", *low, *high) + Curve(best, "best", *low, *high) + "</svg><p>" +
+           Figure(Number(block, {"loss_first"})) + " → " + Figure(Number(block, {"loss_best"})) +
+           " · " + Seconds(Number(block, {"seconds"})) + "</p></div>\n";
+  }
+  if (out.empty()) return "";
+  return Section(
+      "Loss by block",
+      "Mean squared error of each block's output while it was tuned: every step's batch (pale) and "
+      "the best so far. Each plot has its own scale.",
+      "<div class=\"curves\">" + out + "</div>\n");
+}
+
+std::string ErrorAgainstRtn(const Json& report) {
+  bool any = false;
+  const std::string grid = ModuleGrid(Array(report, "blocks"), [&any](const Json& module) {
+    const auto error = Number(module, {"output_mse"});
+    const auto rtn = Number(module, {"rtn_output_mse"});
+    if (!error || !rtn || *rtn <= 0) return std::string("<td>–</td>");
+    any = true;
+    const double ratio = *error / *rtn;
+    return absl::StrFormat("<td%s title=\"%s: output error %s, by rtn %s\">%.2f%s</td>",
+                           RatioStyle(ratio), Escape(Text(module, {"name"})), Figure(error),
+                           Figure(rtn), ratio,
+                           Text(module, {"fallback_reason"}).empty() ? "" : " *");
+  });
+  if (!any) return "";
+  return Section(
+      "Layer errors against round-to-nearest",
+      "Mean squared error of each layer's output on the calibration text, divided by what plain "
+      "rounding gives: below 1 is better. Block-wise tuning may trade one layer for another.",
+      Panel(grid) +
+          "<div class=\"legend\"><span><i style=\"background:var(--good)\"></i>better than "
+          "rtn</span>"
+          "<span><i style=\"background:var(--bad)\"></i>worse</span><span>* fell back, see the "
+          "table below</span></div>\n");
+}
+
+std::string BitsMap(const Json& report) {
+  const std::string grid = ModuleGrid(Array(report, "blocks"), [](const Json& module) {
+    const auto bits = Number(module, {"bits"});
+    if (!bits) return std::string("<td title=\"left in its own dtype\">–</td>");
+    const auto group = Number(module, {"group_size"}).value_or(0);
+    const std::string groups = group > 0   ? absl::StrFormat("g%.0f", group)
+                               : group < 0 ? "channel"
+                                           : "tensor";
+    const Json* symmetric = At(module, {"symmetric"});
+    const bool is_symmetric =
+        symmetric == nullptr || !symmetric->is_boolean() || symmetric->get<bool>();
+    return absl::StrFormat("<td%s title=\"%s: %.0f bits, %s, %s\">%.0f</td>",
+                           BitsStyle(static_cast<int64_t>(*bits)), Escape(Text(module, {"name"})),
+                           *bits, groups, is_symmetric ? "symmetric" : "asymmetric", *bits);
+  });
+  if (grid.empty()) return "";
+  return Section("Bits", "Width of each quantized layer; – is left in its own dtype.", Panel(grid));
+}
+
+std::string ModuleTable(const Json& report) {
+  std::string rows;
+  for (const Json& block : Array(report, "blocks")) {
+    for (const Json& module : Array(block, "modules")) {
+      rows += Row({Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
+                   Escape(Text(module, {"group_size"})), Figure(Number(module, {"output_mse"})),
+                   Percent(Number(module, {"relative_error"})),
+                   Figure(Number(module, {"rtn_output_mse"})),
+                   Escape(Text(module, {"fallback_reason"}))});
+    }
+  }
+  if (rows.empty()) return "";
+  return "<details><summary>All layers</summary>" +
+         Panel(
+             "<table>" +
+             Row({"layer", "bits", "group", "output MSE", "relative", "by rtn", "fallback"}, "th") +
+             rows + "</table>") +
+         "</details>\n";
+}
+
+std::string Resources(const Json& report) {
+  std::string out = "<table>" + Row({"phase", "time"}, "th");
+  for (const char* phase : {"load", "observe", "quantize", "export", "evaluate", "total"}) {
+    const std::string key = std::string(phase) + "_seconds";
+    out += Row({phase, Seconds(Number(report, {"timing", key.c_str()}))});
+  }
+  out += Row({"peak host memory", Bytes(Number(report, {"memory", "host_peak_bytes"}))});
+  if (Number(report, {"memory", "device_peak_bytes"}).value_or(0) > 0) {
+    out += Row({"peak device memory", Bytes(Number(report, {"memory", "device_peak_bytes"}))});
+  }
+  return Section("Time and memory", "", Panel(out + "</table>"));
+}
+
+std::string Provenance(const Json& report) {
+  std::string out;
+  if (const Json* spec = At(report, {"spec"})) {
+    out += "<details open><summary>Effective job spec</summary>" +
+           Panel("<pre>" + Escape(DumpJsonPretty(*spec)) + "</pre>") + "</details>\n";
+  }
+  std::string digests;
+  for (const char* side : {"inputs", "outputs"}) {
+    const Json* files = At(report, {"digests", side});
+    if (files == nullptr || !files->is_object()) continue;
+    for (const auto& [path, digest] : files->items()) {
+      digests += "<tr><td>" + std::string(side) + ": " + Escape(path) +
+                 "</td><td class=\"digest\">" +
+                 Escape(digest.is_string() ? digest.get<std::string>() : DumpJson(digest)) +
+                 "</td></tr>\n";
+    }
+  }
+  if (!digests.empty()) {
+    out += "<details><summary>SHA-256 of inputs and outputs</summary>" +
+           Panel("<table>" + digests + "</table>") + "</details>\n";
+  }
+  return Section("Provenance",
+                 "ptqd " + Escape(Text(report, {"engine_version"})) +
+                     ". The same spec and inputs on the same machine give the same bytes.",
+                 out);
+}
+
+std::string Warnings(const Json& report) {
+  std::string items;
+  for (const Json& warning : Array(report, "warnings")) {
+    items += "<li>" + Escape(warning.is_string() ? warning.get<std::string>() : DumpJson(warning)) +
+             "</li>\n";
+  }
+  return items.empty() ? "" : "<ul class=\"warnings\">" + items + "</ul>\n";
+}
+
+}  // namespace
+
+std::string RenderHtmlReport(const Json& report) {
+  std::string model = Text(report, {"model", "name"});
+  if (model.empty()) model = "model";
+  const auto bits = Number(report, {"spec", "bits"});
+  const std::string method = Text(report, {"spec", "algorithm"});
+  const std::string group = Text(report, {"spec", "group_size"});
+  const std::string kind =
+      Text(report, {"spec", "asymmetric"}) == "true" ? "asymmetric" : "symmetric";
+  const std::string subtitle =
+      absl::StrFormat("%s, %s bits, group size %s, %s", Escape(method),
+                      bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind);
+  return "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
+         "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>" +
+         Escape(model) + ": quantization report</title>\n<style>" + kStyle +
+         "</style></head>\n<body><main>\n<h1>" + Escape(model) + "</h1>\n<p class=\"note\">" +
+         subtitle + "</p>\n" + SummaryCards(report) + Warnings(report) + Evaluation(report) +
+         KldHistogram(report) + LossCurves(report) + ErrorAgainstRtn(report) + BitsMap(report) +
+         ModuleTable(report) + Resources(report) + Provenance(report) + "</main></body></html>\n";
+}
+
+}  // namespace ptq
