@@ -23,8 +23,8 @@ struct ChooseQParamsOptions {
   MappingType mapping_type = MappingType::kSymmetric;
   int64_t quant_min = -8;
   int64_t quant_max = 7;
-  std::optional<double> eps;                    // default: smallest normal of the input's dtype
-  std::optional<at::ScalarType> scale_dtype;    // default: the input's dtype
+  std::optional<double> eps;                  // default: smallest normal of the input's dtype
+  std::optional<at::ScalarType> scale_dtype;  // default: the input's dtype
   at::ScalarType zero_point_dtype = at::kInt;
   bool preserve_zero = true;
   ZeroPointDomain zero_point_domain = ZeroPointDomain::kInt;
@@ -33,7 +33,8 @@ struct ChooseQParamsOptions {
 // Arithmetic in the input's dtype, as torchao's (a bf16 weight gives a bf16 scale); keepdim shapes.
 QParams ChooseQParamsAffine(const at::Tensor& input, std::array<int64_t, 2> block_size,
                             const ChooseQParamsOptions& options);
-// clamp(round_half_even(x * (1/scale)) + zero_point, quant_min, quant_max): by the reciprocal. int8.
+// clamp(round_half_even(x * (1/scale)) + zero_point, quant_min, quant_max): by the reciprocal.
+// int8; uint8 where quant_max does not fit.
 at::Tensor QuantizeAffine(const at::Tensor& input, std::array<int64_t, 2> block_size,
                           const QParams& qparams, int64_t quant_min, int64_t quant_max,
                           ZeroPointDomain domain = ZeroPointDomain::kInt);

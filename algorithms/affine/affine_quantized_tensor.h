@@ -1,5 +1,6 @@
-// One affine-quantized weight, unpacked: the canonical record from which every output format derives.
-// Word and fields are torchao's (formats.md §2); ours is a plain value without layout or dispatch.
+// One affine-quantized weight, unpacked: the canonical record from which every output format
+// derives. Word and fields are torchao's (formats.md §2); ours is a plain value without layout or
+// dispatch.
 #ifndef PTQ_ALGORITHMS_AFFINE_AFFINE_QUANTIZED_TENSOR_H_
 #define PTQ_ALGORITHMS_AFFINE_AFFINE_QUANTIZED_TENSOR_H_
 
@@ -17,11 +18,12 @@ enum class ZeroPointDomain { kInt, kFloat, kNone };
 
 // value[n, k] = (int_data[n, k] - zero_point[n/b0, k/b1]) * scale[n/b0, k/b1]
 //
-// Storage is signed: an unsigned code u of b bits is int_data = u - 2^(b-1), and so is the zero point.
+// Storage is signed: an unsigned code u of b bits is int_data = u - 2^(b-1), and so is the zero
+// point.
 struct AffineQuantizedTensor {
-  at::Tensor int_data;    // [N, K] int8, each in [quant_min, quant_max]
-  at::Tensor scale;       // [N/b0, K/b1], float16 (kTorchao: weight's dtype); may be negative, never 0
-  at::Tensor zero_point;  // as scale, int32; all 0 when symmetric
+  at::Tensor int_data;  // [N, K] int8, each in [quant_min, quant_max]
+  at::Tensor scale;  // [N/b0, K/b1], float16 (kTorchao: weight's dtype); may be negative, never 0
+  at::Tensor zero_point;                // as scale, int32; all 0 when symmetric
   std::array<int64_t, 2> block_size{};  // {1, g} group, {1, K} channel, {N, K} tensor
   int64_t quant_min = 0;
   int64_t quant_max = 0;

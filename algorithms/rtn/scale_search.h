@@ -1,5 +1,5 @@
-// Importance-weighted search of static scales: opt-RTN's result, GPTQ's scales and (quality.md §3.1)
-// the start of the tuning recipe.
+// Importance-weighted search of static scales: opt-RTN's result, GPTQ's scales and (quality.md
+// §3.1) the start of the tuning recipe.
 #ifndef PTQ_ALGORITHMS_RTN_SCALE_SEARCH_H_
 #define PTQ_ALGORITHMS_RTN_SCALE_SEARCH_H_
 
@@ -10,15 +10,15 @@
 
 namespace ptq {
 
-// For every group of `weight` [N, K] the candidate with the least sum i (s q - w)^2, i = `importance`
-// [K] normalised to mean 1 plus 1e-4 (all 1 where its sum is 0), candidates tried outward from the
-// plain rule, first wins ties:
-//   symmetric: s = fp16(-e / c), e the signed extreme (ties: positive), c = 2 + .01 k, |k| <= 90 at 2
-//   bits, else M (1 + .0075 k), |k| <= 100, M = 2^(bits-1);
-//   asymmetric: lo = a min(W, 0), hi = c max(W, 0), a and c in {.30, .35, ..., 1.15};
-//   s = fp16((hi - lo) / (2^bits - 1)), z = clamp(rint(-lo / s), 0, 2^bits - 1).
-// Returns scale float16 [N, G], |s| >= 1e-5, and zero point int32 [N, G] in signed storage. Runs on the
-// weight's device; on a CPU one pass over W with all candidates inside, parallel over groups.
+// For every group of `weight` [N, K] the candidate with the least sum i (s q - w)^2, i =
+// `importance` [K] normalised to mean 1 plus 1e-4 (all 1 where its sum is 0), candidates tried
+// outward from the plain rule, first wins ties:
+//   symmetric: s = fp16(-e / c), e the signed extreme (ties: positive), c = 2 + .01 k, |k| <= 90 at
+//   2 bits, else M (1 + .0075 k), |k| <= 100, M = 2^(bits-1); asymmetric: lo = a min(W, 0), hi = c
+//   max(W, 0), a and c in {.30, .35, ..., 1.15}; s = fp16((hi - lo) / (2^bits - 1)), z =
+//   clamp(rint(-lo / s), 0, 2^bits - 1).
+// Returns scale float16 [N, G], |s| >= 1e-5, and zero point int32 [N, G] in signed storage. Runs on
+// the weight's device; on a CPU one pass over W with all candidates inside, parallel over groups.
 QParams SearchScales(const at::Tensor& weight, const at::Tensor& importance,
                      const QuantizationScheme& scheme);
 
