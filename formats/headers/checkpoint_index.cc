@@ -1,0 +1,220 @@
+#include "formats/headers/checkpoint_index.h"
+
+#include <algorithm>
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_format.h"
+#include "common/file.h"
+#include "common/json.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "formats/headers/quote.h"
+
+namespace ptq {
+namespace {
+
+constexpr char kIndexName[] = "model.safetensors.index.json";
+constexpr char kSingleName[] = "model.safetensors";
+constexpr int64_t kMaxIndexBytes = 256 << 20;
+constexpr size_t kMaxTensors = 1'000'000;
+constexpr size_t kMaxShards = 10'000;
+
+// Tensor to file, as the index says it.
+using WeightMap = std::vector<std::pair<std::string, std::string>>;
+
+bool IsPickleName(const std::string& name) {
+  for (const char* suffix : {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}) {
+    if (absl::EndsWithIgnoreCase(name, suffix)) return true;
+  }
+  return false;
+}
+
+// Tokenizers that are not JSON, and chat templates.
+bool IsTokenizerName(const std::string& name) {
+  for (const char* known :
+       {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "merges.txt"}) {
+    if (name == known) return true;
+  }
+  return absl::EndsWith(name, ".tiktoken") || absl::EndsWith(name, ".jinja");
+}
+
+// What to tell someone whose folder has no safetensors weights.
+absl::Status NoWeights(const std::vector<std::string>& names) {
+  std::vector<std::string> pickles;
+  for (const std::string& name : names) {
+    if (IsPickleName(name)) pickles.push_back(Quote(name));
+  }
+  if (!pickles.empty()) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "the folder has only pickle weights (%s), which are never loaded: convert them to "
+        "safetensors",
+        ListSome(pickles, 3)));
+  }
+  for (const std::string& name : names) {
+    if (!absl::EndsWith(name, ".gguf")) continue;
+    return absl::InvalidArgumentError("the folder has only GGUF weights (" + Quote(name) +
+                                      "): start from the original safetensors checkpoint");
+  }
+  return absl::InvalidArgumentError(
+      absl::StrFormat("the folder has no weights: neither %s nor %s", kSingleName, kIndexName));
+}
+
+absl::StatusOr<WeightMap> ParseIndex(std::string_view text) {
+  PTQ_ASSIGN_OR_RETURN(Json json, ParseJson(text, {.max_depth = 8, .max_bytes = kMaxIndexBytes}));
+  if (!json.is_object()) return absl::InvalidArgumentError("not a JSON object");
+  const auto map = json.find("weight_map");
+  if (map == json.end() || !map->is_object()) {
+    return absl::InvalidArgumentError("weight_map is missing or is not an object");
+  }
+  if (map->empty()) return absl::InvalidArgumentError("weight_map is empty");
+  if (map->size() > kMaxTensors) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("weight_map names more than %d tensors", kMaxTensors));
+  }
+  WeightMap weight_map;
+  weight_map.reserve(map->size());
+  for (auto& [tensor, file] : map->get_ref<Json::object_t&>()) {
+    if (!file.is_string()) {
+      return absl::InvalidArgumentError("weight_map: the file of tensor " + Quote(tensor) +
+                                        " is not a string");
+    }
+    std::string& name = file.get_ref<std::string&>();
+    if (!IsSafeRelativePath(name) || name.find('/') != std::string::npos) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("weight_map: %s, the file of tensor %s, is not a plain file name",
+                          Quote(name), Quote(tensor)));
+    }
+    if (!absl::EndsWith(name, ".safetensors")) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "weight_map: %s, the file of tensor %s, is not a .safetensors file%s", Quote(name),
+          Quote(tensor), IsPickleName(name) ? "; pickle weights are never loaded" : ""));
+    }
+    weight_map.emplace_back(tensor, std::move(name));
+  }
+  return weight_map;
+}
+
+absl::StatusOr<WeightMap> ReadIndex(const std::string& folder) {
+  PTQ_ASSIGN_OR_RETURN(const std::string text,
+                       ReadFile(JoinPath(folder, kIndexName), kMaxIndexBytes));
+  auto weight_map = ParseIndex(text);
+  if (!weight_map.ok()) return Annotate(weight_map.status(), kIndexName);
+  return weight_map;
+}
+
+// The distinct files of an index, sorted, each of which exists.
+absl::StatusOr<std::vector<std::string>> ShardNames(const std::string& folder,
+                                                    const WeightMap& weight_map) {
+  std::set<std::string> shards;
+  for (const auto& [tensor, file] : weight_map) shards.insert(file);
+  if (shards.size() > kMaxShards) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: weight_map names more than %d files", kIndexName, kMaxShards));
+  }
+  std::vector<std::string> missing;
+  for (const std::string& shard : shards) {
+    if (!PathExists(JoinPath(folder, shard))) missing.push_back(Quote(shard));
+  }
+  if (!missing.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s names %s, but the folder does not have %s: fetch the checkpoint again",
+                        kIndexName, ListSome(missing, 3), missing.size() == 1 ? "it" : "them"));
+  }
+  return std::vector<std::string>(shards.begin(), shards.end());
+}
+
+absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& folder) {
+  if (!IsDirectory(folder)) {
+    return absl::NotFoundError("the model folder " + Quote(folder) + " does not exist");
+  }
+  return ListDirectory(folder);
+}
+
+absl::Status CheckWeightMap(const WeightMap& weight_map,
+                            const std::map<std::string, CheckpointTensor>& tensors) {
+  for (const auto& [name, file] : weight_map) {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s: tensor %s is in none of the shards (weight_map says %s)", kIndexName,
+                          Quote(name), Quote(file)));
+    }
+    if (found->second.file != file) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s: weight_map says that tensor %s is in %s, but it is in %s",
+                          kIndexName, Quote(name), Quote(file), Quote(found->second.file)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<CheckpointIndex> CheckpointIndex::Open(const std::string& folder) {
+  PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(folder));
+  CheckpointIndex index;
+  index.folder_ = folder;
+  WeightMap weight_map;
+  if (std::binary_search(names.begin(), names.end(), kIndexName)) {
+    PTQ_ASSIGN_OR_RETURN(weight_map, ReadIndex(folder));
+    PTQ_ASSIGN_OR_RETURN(index.files_, ShardNames(folder, weight_map));
+  } else if (std::binary_search(names.begin(), names.end(), kSingleName)) {
+    index.files_ = {kSingleName};
+  } else {
+    return NoWeights(names);
+  }
+  for (const std::string& name : index.files_) {
+    PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(JoinPath(folder, name)));
+    PTQ_ASSIGN_OR_RETURN(auto header, ReadSafetensorsHeader(file, name));
+    for (TensorInfo& info : header.tensors) {
+      const int64_t file_offset = header.data_offset + info.begin;
+      index.total_bytes_ += info.bytes();
+      std::string tensor = info.name;
+      const auto [at, inserted] = index.tensors_.try_emplace(
+          std::move(tensor), CheckpointTensor{std::move(info), name, file_offset});
+      if (!inserted) {
+        return absl::InvalidArgumentError(absl::StrFormat("tensor %s is in two shards, %s and %s",
+                                                          Quote(at->first), at->second.file, name));
+      }
+    }
+  }
+  PTQ_RETURN_IF_ERROR(CheckWeightMap(weight_map, index.tensors_));
+  if (index.tensors_.empty()) return absl::InvalidArgumentError("the checkpoint has no tensors");
+  return index;
+}
+
+const CheckpointTensor* CheckpointIndex::Find(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  return found == tensors_.end() ? nullptr : &found->second;
+}
+
+absl::StatusOr<std::vector<std::string>> SelectModelFiles(const std::string& folder,
+                                                          std::vector<std::string>* skipped) {
+  PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(folder));
+  std::vector<std::string> weights;
+  if (std::binary_search(names.begin(), names.end(), kIndexName)) {
+    PTQ_ASSIGN_OR_RETURN(const WeightMap weight_map, ReadIndex(folder));
+    PTQ_ASSIGN_OR_RETURN(weights, ShardNames(folder, weight_map));
+  } else if (std::binary_search(names.begin(), names.end(), kSingleName)) {
+    weights = {kSingleName};
+  } else {
+    return NoWeights(names);
+  }
+  std::vector<std::string> selected;
+  for (const std::string& name : names) {
+    const bool wanted = IsSafeRelativePath(name) && name[0] != '.' &&
+                        (std::binary_search(weights.begin(), weights.end(), name) ||
+                         absl::EndsWith(name, ".json") || IsTokenizerName(name));
+    if (wanted && !IsDirectory(JoinPath(folder, name))) {
+      selected.push_back(name);
+    } else if (skipped != nullptr) {
+      skipped->push_back(name);
+    }
+  }
+  return selected;
+}
+
+}  // namespace ptq

@@ -40,6 +40,9 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json, 
 // Reads the length (at most 100,000,000) and the header of `file`, nothing else. Messages begin with
 // the file's path. A ZIP, pickle or GGUF file under this name is recognised and said so.
 absl::StatusOr<SafetensorsHeader> ReadSafetensorsHeader(const ReadableFile& file);
+// The same with messages that begin with `display_name`: a server does not tell clients its paths.
+absl::StatusOr<SafetensorsHeader> ReadSafetensorsHeader(const ReadableFile& file,
+                                                        const std::string& display_name);
 
 }  // namespace ptq
 
