@@ -1,0 +1,243 @@
+#include "worker/spec/job_spec.h"
+
+#include <array>
+#include <cstdint>
+#include <iterator>
+
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "formats/headers/quote.h"
+#include "worker/spec/scheme_rules.h"
+
+namespace ptq {
+namespace {
+
+// Far above what any job needs: they keep sizes and products within 64 bits.
+constexpr int64_t kMaxGroupSize = 1 << 20;
+constexpr int64_t kMaxIterations = 1'000'000;
+constexpr int64_t kMaxBatchSize = 1 << 16;
+constexpr int64_t kMaxWindows = 1 << 24;
+constexpr int64_t kMaxWindowLength = 1 << 20;
+constexpr int64_t kMaxCalibrationTokens = int64_t{1} << 36;
+constexpr size_t kMaxRules = 10'000;
+
+// Names in the order of the enum.
+constexpr std::array<const char*, 4> kAlgorithms = {"auto-round", "gptq", "opt-rtn", "rtn"};
+constexpr std::array<const char*, 3> kDevices = {"auto", "cpu", "cuda"};
+constexpr std::array<const char*, 2> kFormats = {"affine", "dequantized"};
+constexpr std::array<const char*, 2> kScaleRules = {"full-range", "torchao"};
+
+template <typename Enum, size_t N>
+absl::StatusOr<Enum> ParseName(const std::array<const char*, N>& names, const std::string& name) {
+  for (size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return static_cast<Enum>(i);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s is none of %s", Quote(name), absl::StrJoin(names, ", ")));
+}
+
+absl::Status CheckRange(const char* field, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s: %d is not in %d..%d", field, value, least, most));
+}
+
+absl::Status WrongType(const std::string& key, const char* expected) {
+  return absl::InvalidArgumentError(key + ": must be " + expected);
+}
+
+// Each overload moves a JSON value into a field of the spec.
+absl::Status Assign(const std::string& key, const Json& value, std::string* field) {
+  if (!value.is_string()) return WrongType(key, "a string");
+  *field = value.get<std::string>();
+  return absl::OkStatus();
+}
+
+absl::Status Assign(const std::string& key, const Json& value, bool* field) {
+  if (!value.is_boolean()) return WrongType(key, "true or false");
+  *field = value.get<bool>();
+  return absl::OkStatus();
+}
+
+absl::Status Assign(const std::string& key, const Json& value, int64_t* field) {
+  if (!value.is_number_integer() ||
+      (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))) {
+    return WrongType(key, "an integer");
+  }
+  *field = value.get<int64_t>();
+  return absl::OkStatus();
+}
+
+absl::Status Assign(const std::string& key, const Json& value, int* field) {
+  int64_t wide = 0;
+  PTQ_RETURN_IF_ERROR(Assign(key, value, &wide));
+  PTQ_RETURN_IF_ERROR(CheckRange(key.c_str(), wide, INT32_MIN, INT32_MAX));
+  *field = static_cast<int>(wide);
+  return absl::OkStatus();
+}
+
+absl::Status Assign(const std::string& key, const Json& value, uint64_t* field) {
+  // A Json made in code holds small positive integers as signed ones.
+  if (!value.is_number_integer() || (!value.is_number_unsigned() && value.get<int64_t>() < 0)) {
+    return WrongType(key, "an integer in 0..2^64-1");
+  }
+  *field = value.get<uint64_t>();
+  return absl::OkStatus();
+}
+
+absl::Status Assign(const std::string& key, const Json& value, std::vector<std::string>* field) {
+  if (!value.is_array()) return WrongType(key, "an array of strings");
+  field->clear();
+  for (const Json& item : value) {
+    if (!item.is_string()) return WrongType(key, "an array of strings");
+    field->push_back(item.get<std::string>());
+  }
+  return absl::OkStatus();
+}
+
+template <typename Enum>
+absl::Status AssignName(const std::string& key, const Json& value,
+                        absl::StatusOr<Enum> (*parse)(const std::string&), Enum* field) {
+  std::string name;
+  PTQ_RETURN_IF_ERROR(Assign(key, value, &name));
+  const auto parsed = parse(name);
+  if (!parsed.ok()) return Annotate(parsed.status(), key);
+  *field = *parsed;
+  return absl::OkStatus();
+}
+
+absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec) {
+  if (key == "model") return Assign(key, value, &spec->model);
+  if (key == "calibration") return Assign(key, value, &spec->calibration);
+  if (key == "evaluation") return Assign(key, value, &spec->evaluation);
+  if (key == "algorithm") return AssignName(key, value, ParseAlgorithm, &spec->algorithm);
+  if (key == "bits") return Assign(key, value, &spec->bits);
+  if (key == "group_size") return Assign(key, value, &spec->group_size);
+  if (key == "asymmetric") return Assign(key, value, &spec->asymmetric);
+  if (key == "scale_rule") return AssignName(key, value, ParseScaleRule, &spec->scale_rule);
+  if (key == "iterations") return Assign(key, value, &spec->iterations);
+  if (key == "batch_size") return Assign(key, value, &spec->batch_size);
+  if (key == "samples") return Assign(key, value, &spec->samples);
+  if (key == "sequence_length") return Assign(key, value, &spec->sequence_length);
+  if (key == "seed") return Assign(key, value, &spec->seed);
+  if (key == "device") return AssignName(key, value, ParseDevice, &spec->device);
+  if (key == "evaluation_window") return Assign(key, value, &spec->evaluation_window);
+  if (key == "evaluation_samples") return Assign(key, value, &spec->evaluation_samples);
+  if (key == "format") return AssignName(key, value, ParseOutputFormat, &spec->format);
+  if (key == "rule") return Assign(key, value, &spec->rule);
+  return absl::InvalidArgumentError("unknown key " + Quote(key));
+}
+
+}  // namespace
+
+const char* AlgorithmName(Algorithm algorithm) {
+  return kAlgorithms[static_cast<size_t>(algorithm)];
+}
+const char* DeviceName(DeviceChoice device) { return kDevices[static_cast<size_t>(device)]; }
+const char* OutputFormatName(OutputFormat format) { return kFormats[static_cast<size_t>(format)]; }
+const char* ScaleRuleName(ScaleRule rule) { return kScaleRules[static_cast<size_t>(rule)]; }
+
+absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name) {
+  return ParseName<Algorithm>(kAlgorithms, name);
+}
+absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name) {
+  return ParseName<DeviceChoice>(kDevices, name);
+}
+absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name) {
+  return ParseName<OutputFormat>(kFormats, name);
+}
+absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name) {
+  return ParseName<ScaleRule>(kScaleRules, name);
+}
+
+Json JobSpecToJson(const JobSpec& spec) {
+  Json json = Json::object();
+  json["model"] = spec.model;
+  json["calibration"] = spec.calibration;
+  json["evaluation"] = spec.evaluation;
+  json["algorithm"] = AlgorithmName(spec.algorithm);
+  json["bits"] = spec.bits;
+  json["group_size"] = spec.group_size;
+  json["asymmetric"] = spec.asymmetric;
+  json["scale_rule"] = ScaleRuleName(spec.scale_rule);
+  json["iterations"] = spec.iterations;
+  json["batch_size"] = spec.batch_size;
+  json["samples"] = spec.samples;
+  json["sequence_length"] = spec.sequence_length;
+  json["seed"] = spec.seed;
+  json["device"] = DeviceName(spec.device);
+  json["evaluation_window"] = spec.evaluation_window;
+  json["evaluation_samples"] = spec.evaluation_samples;
+  json["format"] = OutputFormatName(spec.format);
+  json["rule"] = spec.rule;
+  return json;
+}
+
+absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json) {
+  if (!json.is_object()) return absl::InvalidArgumentError("the job spec is not a JSON object");
+  JobSpec spec;
+  for (const auto& [key, value] : json.items()) {
+    PTQ_RETURN_IF_ERROR(AssignKey(key, value, &spec));
+  }
+  if (!json.contains("model")) {
+    return absl::InvalidArgumentError("model: missing; name the checkpoint's folder");
+  }
+  return spec;
+}
+
+absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text) {
+  PTQ_ASSIGN_OR_RETURN(const Json json, ParseJson(text));
+  return JobSpecFromJson(json);
+}
+
+absl::Status ValidateJobSpec(const JobSpec& spec) {
+  PTQ_RETURN_IF_ERROR(CheckRange("bits", spec.bits, 2, 8));
+  if (spec.group_size < QuantizationScheme::kPerChannel || spec.group_size > kMaxGroupSize) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("group_size: %d is neither -1 (channel), 0 (tensor) nor in 1..%d",
+                        spec.group_size, kMaxGroupSize));
+  }
+  if (spec.scale_rule == ScaleRule::kTorchao && spec.algorithm != Algorithm::kRtn) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("scale_rule: torchao goes with algorithm rtn alone, not with %s",
+                        AlgorithmName(spec.algorithm)));
+  }
+  PTQ_RETURN_IF_ERROR(CheckRange("iterations", spec.iterations, 1, kMaxIterations));
+  PTQ_RETURN_IF_ERROR(CheckRange("batch_size", spec.batch_size, 1, kMaxBatchSize));
+  PTQ_RETURN_IF_ERROR(CheckRange("samples", spec.samples, 1, kMaxWindows));
+  PTQ_RETURN_IF_ERROR(CheckRange("sequence_length", spec.sequence_length, 1, kMaxWindowLength));
+  if (spec.samples * spec.sequence_length > kMaxCalibrationTokens) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("samples: %d windows of %d tokens are more than %d tokens", spec.samples,
+                        spec.sequence_length, kMaxCalibrationTokens));
+  }
+  PTQ_RETURN_IF_ERROR(CheckRange("evaluation_window", spec.evaluation_window, 0, kMaxWindowLength));
+  if (!spec.evaluation.empty() && spec.EffectiveEvaluationWindow() == 1) {
+    return absl::InvalidArgumentError(
+        "evaluation_window: a window of 1 token has no position to score; use at least 2");
+  }
+  if (spec.evaluation_window == 1) {
+    return absl::InvalidArgumentError(
+        "evaluation_window: 1 leaves no position to score; use 0 (= sequence_length) or at least "
+        "2");
+  }
+  PTQ_RETURN_IF_ERROR(CheckRange("evaluation_samples", spec.evaluation_samples, 0, kMaxWindows));
+  if (spec.calibration.empty() && spec.algorithm != Algorithm::kRtn) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "calibration: missing; algorithm %s needs data, pass --calibration FILE (or "
+        "choose --algorithm rtn)",
+        AlgorithmName(spec.algorithm)));
+  }
+  if (spec.rule.size() > kMaxRules) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("rule: %d rules; at most %d are accepted", spec.rule.size(), kMaxRules));
+  }
+  for (const std::string& text : spec.rule) {
+    PTQ_RETURN_IF_ERROR(ParseSchemeRule(text).status());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace ptq

@@ -1,0 +1,264 @@
+#include "worker/spec/scheme_rules.h"
+
+#include <re2/re2.h>
+#include <re2/set.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "formats/headers/quote.h"
+
+namespace ptq {
+namespace {
+
+constexpr size_t kMaxPatternBytes = 4096;
+constexpr int64_t kMaxGroupSize = 1 << 20;
+constexpr int64_t kSetMemoryBytes = 256 << 20;
+
+RE2::Options PatternOptions() {
+  RE2::Options options;
+  options.set_log_errors(false);
+  return options;
+}
+
+absl::Status BadRule(const std::string& text, const std::string& why) {
+  return absl::InvalidArgumentError("rule " + Quote(text) + ": " + why);
+}
+
+// One "key=value" of a rule.
+absl::Status ParseSetting(const std::string& text, const std::string& setting, SchemeRule* rule) {
+  const std::pair<std::string, std::string> pair = absl::StrSplit(setting, absl::MaxSplits('=', 1));
+  const auto& [key, value] = pair;
+  const auto repeated = [&](bool is) {
+    return is ? BadRule(text, key + " is given twice") : absl::OkStatus();
+  };
+  if (key == "bits") {
+    PTQ_RETURN_IF_ERROR(repeated(rule->bits.has_value()));
+    int bits = 0;
+    if (!absl::SimpleAtoi(value, &bits) || bits < 2 || bits > 8) {
+      return BadRule(text, "bits: " + Quote(value) + " is not in 2..8");
+    }
+    rule->bits = bits;
+    return absl::OkStatus();
+  }
+  if (key == "group_size") {
+    PTQ_RETURN_IF_ERROR(repeated(rule->group_size.has_value()));
+    int64_t group_size = 0;
+    if (!absl::SimpleAtoi(value, &group_size) || group_size < QuantizationScheme::kPerChannel ||
+        group_size > kMaxGroupSize) {
+      return BadRule(
+          text, absl::StrFormat("group_size: %s is neither -1 (channel), 0 (tensor) nor in 1..%d",
+                                Quote(value), kMaxGroupSize));
+    }
+    rule->group_size = group_size;
+    return absl::OkStatus();
+  }
+  if (key == "symmetric") {
+    PTQ_RETURN_IF_ERROR(repeated(rule->symmetric.has_value()));
+    if (value != "true" && value != "false") {
+      return BadRule(text, "symmetric: " + Quote(value) + " is neither true nor false");
+    }
+    rule->symmetric = value == "true";
+    return absl::OkStatus();
+  }
+  return BadRule(
+      text, "unknown setting " + Quote(setting) + "; use bits=, group_size=, symmetric= or skip");
+}
+
+// All patterns in one automaton, so that a rule for every layer of a large model costs one pass
+// over each name. Patterns that need too much memory together are matched one by one.
+class RuleMatcher {
+ public:
+  explicit RuleMatcher(const std::vector<SchemeRule>& rules)
+      : rules_(rules), set_(SetOptions(), RE2::ANCHOR_BOTH) {
+    bool compiled = !rules.empty();
+    for (const SchemeRule& rule : rules) {
+      compiled = compiled && set_.Add(rule.pattern, nullptr) >= 0;
+    }
+    if (!compiled || !set_.Compile()) MatchOneByOne();
+  }
+
+  // Indices of the rules that match `name`, ascending.
+  std::vector<int> Match(const std::string& name) {
+    std::vector<int> matches;
+    if (!one_by_one_) {
+      RE2::Set::ErrorInfo error;
+      if (set_.Match(name, &matches, &error)) {
+        std::sort(matches.begin(), matches.end());
+        return matches;
+      }
+      if (error.kind == RE2::Set::kNoError) return {};
+      MatchOneByOne();
+      matches.clear();
+    }
+    for (size_t i = 0; i < patterns_.size(); ++i) {
+      if (RE2::FullMatch(name, *patterns_[i])) matches.push_back(static_cast<int>(i));
+    }
+    return matches;
+  }
+
+ private:
+  static RE2::Options SetOptions() {
+    RE2::Options options = PatternOptions();
+    options.set_max_mem(kSetMemoryBytes);
+    return options;
+  }
+  void MatchOneByOne() {
+    one_by_one_ = true;
+    for (const SchemeRule& rule : rules_) {
+      patterns_.push_back(std::make_unique<RE2>(rule.pattern, PatternOptions()));
+    }
+  }
+
+  const std::vector<SchemeRule>& rules_;
+  RE2::Set set_;
+  bool one_by_one_ = false;
+  std::vector<std::unique_ptr<RE2>> patterns_;
+};
+
+QuantizationScheme Apply(const SchemeRule& rule, QuantizationScheme scheme) {
+  if (rule.bits.has_value()) scheme.bits = *rule.bits;
+  if (rule.group_size.has_value()) scheme.group_size = *rule.group_size;
+  if (rule.symmetric.has_value()) scheme.symmetric = *rule.symmetric;
+  return scheme;
+}
+
+// Layers of one kind that a group size does not divide: the same name but for the block's number.
+struct Misfit {
+  int64_t group_size = 0;
+  int64_t in_features = 0;
+  std::vector<std::string> modules;
+  std::vector<int64_t> blocks;
+};
+
+// The name with "{}" in place of the block's number.
+std::string KindOf(const EffectiveScheme& layer) {
+  const std::string number = "." + std::to_string(layer.block) + ".";
+  const size_t at = layer.module.find(number);
+  if (at == std::string::npos) return layer.module;
+  return layer.module.substr(0, at) + ".{}." + layer.module.substr(at + number.size());
+}
+
+// A pattern that matches these layers and no others.
+std::string PatternFor(const std::string& kind, const Misfit& misfit, int64_t block_count) {
+  const size_t hole = kind.find("{}");
+  if (hole == std::string::npos) return RE2::QuoteMeta(kind);
+  std::string number = "\\d+";
+  if (static_cast<int64_t>(misfit.blocks.size()) < block_count) {
+    number = "(" + absl::StrJoin(misfit.blocks, "|") + ")";
+  }
+  return RE2::QuoteMeta(kind.substr(0, hole)) + number + RE2::QuoteMeta(kind.substr(hole + 2));
+}
+
+absl::Status CheckGroupSizes(const std::vector<EffectiveScheme>& layers) {
+  std::map<std::pair<std::string, int64_t>, Misfit> misfits;
+  int64_t block_count = 0;
+  for (const EffectiveScheme& layer : layers) {
+    block_count = std::max(block_count, layer.block + 1);
+    if (!layer.scheme.has_value()) continue;
+    const int64_t group_size = layer.scheme->group_size;
+    if (group_size <= 0 || layer.in_features % group_size == 0) continue;
+    Misfit& misfit = misfits[{KindOf(layer), group_size}];
+    misfit.group_size = group_size;
+    misfit.in_features = layer.in_features;
+    misfit.modules.push_back(layer.module);
+    misfit.blocks.push_back(layer.block);
+  }
+  if (misfits.empty()) return absl::OkStatus();
+  std::vector<std::string> what;
+  std::vector<std::string> rules;
+  for (const auto& [key, misfit] : misfits) {
+    what.push_back(absl::StrFormat("group_size %d does not divide the in_features %d of %s",
+                                   misfit.group_size, misfit.in_features,
+                                   ListSome(misfit.modules, 3)));
+    rules.push_back("--rule '" + PatternFor(key.first, misfit, block_count) + ":skip'");
+  }
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "%s: choose a group size that divides, or leave the layers alone with %s before other rules",
+      absl::StrJoin(what, "; "), absl::StrJoin(rules, " ")));
+}
+
+}  // namespace
+
+absl::StatusOr<SchemeRule> ParseSchemeRule(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string::npos) {
+    return BadRule(text, "expected PATTERN:skip or PATTERN:bits=8,group_size=32");
+  }
+  SchemeRule rule;
+  rule.pattern = text.substr(0, colon);
+  if (rule.pattern.empty()) return BadRule(text, "the pattern before ':' is empty");
+  if (rule.pattern.size() > kMaxPatternBytes) {
+    return BadRule(text, absl::StrFormat("the pattern has more than %d bytes", kMaxPatternBytes));
+  }
+  const RE2 pattern(rule.pattern, PatternOptions());
+  if (!pattern.ok()) {
+    return BadRule(text, "the pattern is not valid RE2 syntax: " + pattern.error());
+  }
+  const std::string settings = text.substr(colon + 1);
+  if (settings == "skip") {
+    rule.skip = true;
+    return rule;
+  }
+  for (const std::string& setting :
+       std::vector<std::string>(absl::StrSplit(settings, absl::ByChar(',')))) {
+    PTQ_RETURN_IF_ERROR(ParseSetting(text, setting, &rule));
+  }
+  return rule;
+}
+
+absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
+                                                            const std::vector<TableTensor>& table) {
+  std::vector<SchemeRule> rules;
+  for (const std::string& text : spec.rule) {
+    PTQ_ASSIGN_OR_RETURN(SchemeRule rule, ParseSchemeRule(text));
+    rules.push_back(std::move(rule));
+  }
+  RuleMatcher matcher(rules);
+  std::vector<bool> used(rules.size(), false);
+  std::vector<EffectiveScheme> layers;
+  std::string example;
+  bool any_scheme = false;
+  for (const TableTensor& tensor : table) {
+    if (tensor.role != TensorRole::kLinearWeight || tensor.block < 0) continue;
+    if (example.empty()) example = tensor.module;
+    EffectiveScheme& layer = layers.emplace_back();
+    layer.module = tensor.module;
+    layer.block = tensor.block;
+    layer.out_features = tensor.shape[0];
+    layer.in_features = tensor.shape[1];
+    layer.scheme = spec.DefaultScheme();
+    const std::vector<int> matches = matcher.Match(tensor.module);
+    for (const int match : matches) used[static_cast<size_t>(match)] = true;
+    if (!matches.empty()) {
+      const SchemeRule& rule = rules[static_cast<size_t>(matches.front())];
+      layer.scheme =
+          rule.skip ? std::nullopt : std::make_optional(Apply(rule, spec.DefaultScheme()));
+    }
+    any_scheme = any_scheme || layer.scheme.has_value();
+  }
+  for (size_t i = 0; i < rules.size(); ++i) {
+    if (used[i]) continue;
+    return BadRule(spec.rule[i],
+                   "matches no linear layer of the model; a pattern must match a whole name such "
+                   "as " +
+                       Quote(example));
+  }
+  if (!any_scheme) {
+    return absl::InvalidArgumentError(
+        "rule: the rules skip every layer, nothing is left to quantize");
+  }
+  PTQ_RETURN_IF_ERROR(CheckGroupSizes(layers));
+  return layers;
+}
+
+}  // namespace ptq
