@@ -2,7 +2,8 @@
 //
 // One shard a block, written as the block finishes, and one each for what lies before and after the
 // blocks; index and config.json last, so that a folder with an index is complete. Shard i of n is
-// model-0000i-of-0000n.safetensors: 1 holds the embedding, 2..L+1 the blocks, L+2 final norm and head.
+// model-0000i-of-0000n.safetensors: 1 holds the embedding, 2..L+1 the blocks, L+2 final norm and
+// head.
 #ifndef PTQ_FORMATS_CHECKPOINT_EXPORTER_H_
 #define PTQ_FORMATS_CHECKPOINT_EXPORTER_H_
 
@@ -31,9 +32,9 @@ struct PlannedModule {
 
 struct ExportPlan {
   CheckpointInspection source;
-  std::vector<PlannedModule> modules;      // quantized ones, in the model's order
-  std::vector<std::string> skipped;        // linear modules inside blocks that keep their dtype
-  QuantizationScheme default_scheme;       // of the job: quantization_config's "default"
+  std::vector<PlannedModule> modules;  // quantized ones, in the model's order
+  std::vector<std::string> skipped;    // linear modules inside blocks that keep their dtype
+  QuantizationScheme default_scheme;   // of the job: quantization_config's "default"
 };
 
 // One quantized linear of a block.
@@ -51,9 +52,9 @@ class CheckpointExporter {
   virtual int64_t shard_count() const = 0;
   virtual std::string ShardName(int64_t index) const = 0;
 
-  // Writes the shard of decoder block `block`: its quantized weights, and everything else of the block
-  // (norms, biases, skipped linears) read from `reader` and copied untouched. Re-opens it with a
-  // separately written decoder and compares before the rename. Returns the file's SHA-256.
+  // Writes the shard of decoder block `block`: its quantized weights, and everything else of the
+  // block (norms, biases, skipped linears) read from `reader` and copied untouched. Re-opens it
+  // with a separately written decoder and compares before the rename. Returns the file's SHA-256.
   // kFailedPrecondition if the format can't hold a record, naming tensor and field.
   virtual absl::StatusOr<std::string> WriteBlock(int64_t block,
                                                  const std::vector<QuantizedModule>& modules,
@@ -61,8 +62,8 @@ class CheckpointExporter {
   // The inverse of WriteBlock for a resumed job: the block's records, bit-equal to what was written
   // (for `dequantized`, from the record kept beside it). kDataLoss if the file is damaged.
   virtual absl::StatusOr<std::vector<QuantizedModule>> ReadBlock(int64_t block) const = 0;
-  // Writes the two outer shards, copies tokenizer and generation files unchanged, writes the index and
-  // config.json last, and checks the folder: index, files and tensors closed.
+  // Writes the two outer shards, copies tokenizer and generation files unchanged, writes the index
+  // and config.json last, and checks the folder: index, files and tensors closed.
   virtual absl::Status Finalize(const CheckpointReader& reader) = 0;
 };
 

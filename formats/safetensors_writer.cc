@@ -1,0 +1,138 @@
+#include "formats/safetensors_writer.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/file.h"
+#include "common/json.h"
+#include "common/sha256.h"
+#include "common/status_macros.h"
+#include "common/torch_status.h"
+#include "formats/checkpoint_reader.h"
+#include "formats/headers/dtype.h"
+
+namespace ptq {
+namespace {
+
+int64_t ElementBytes(at::ScalarType type) { return static_cast<int64_t>(at::elementSize(type)); }
+
+int64_t TensorBytes(const LazyTensor& tensor) {
+  int64_t count = 1;
+  for (const int64_t extent : tensor.shape) count *= extent;
+  return count * ElementBytes(tensor.dtype);
+}
+
+// The length field and the header, padded so that the data begins at a multiple of 8.
+std::string BuildHeader(const std::vector<LazyTensor>& tensors,
+                        const std::map<std::string, std::string>& metadata) {
+  Json header = Json::object();
+  if (!metadata.empty()) {
+    Json& entries = header["__metadata__"] = Json::object();
+    for (const auto& [key, value] : metadata) entries[key] = value;
+  }
+  int64_t offset = 0;
+  for (const LazyTensor& tensor : tensors) {
+    const int64_t end = offset + TensorBytes(tensor);
+    Json& entry = header[tensor.name] = Json::object();
+    entry["dtype"] = DTypeName(FromScalarType(tensor.dtype));
+    entry["shape"] = tensor.shape;
+    entry["data_offsets"] = {offset, end};
+    offset = end;
+  }
+  std::string text = DumpJson(header);
+  text.append((8 - text.size() % 8) % 8, ' ');
+  const uint64_t length = text.size();
+  std::string bytes(sizeof(length), '\0');
+  std::memcpy(bytes.data(), &length, sizeof(length));
+  return bytes + text;
+}
+
+// Appends to the file and to its digest.
+class HashingWriter {
+ public:
+  explicit HashingWriter(AtomicFileWriter file) : file_(std::move(file)) {}
+
+  absl::Status Append(const char* data, size_t size) {
+    // In pieces, so that the digest finds the bytes in the cache.
+    constexpr size_t kPieceBytes = 1 << 20;
+    for (size_t offset = 0; offset < size; offset += kPieceBytes) {
+      const size_t count = std::min(kPieceBytes, size - offset);
+      sha256_.Update(data + offset, count);
+      PTQ_RETURN_IF_ERROR(file_.Append(data + offset, count));
+    }
+    return absl::OkStatus();
+  }
+  AtomicFileWriter& file() { return file_; }
+  std::string Digest() { return sha256_.FinishHex(); }
+
+ private:
+  AtomicFileWriter file_;
+  Sha256 sha256_;
+};
+
+absl::Status AppendTensor(const LazyTensor& entry, HashingWriter& writer) {
+  PTQ_ASSIGN_OR_RETURN(at::Tensor tensor, entry.load());
+  if (tensor.scalar_type() != entry.dtype || tensor.sizes() != at::IntArrayRef(entry.shape)) {
+    return absl::InternalError(
+        absl::StrCat("tensor ", entry.name, ": dtype or shape differ from the announced ones"));
+  }
+  tensor = tensor.cpu().contiguous();
+  return writer.Append(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes());
+}
+
+}  // namespace
+
+std::vector<LazyTensor> ToLazy(std::vector<NamedTensor> tensors) {
+  std::vector<LazyTensor> result;
+  for (NamedTensor& named : tensors) {
+    LazyTensor& lazy = result.emplace_back();
+    lazy.name = named.name;
+    lazy.dtype = named.tensor.scalar_type();
+    lazy.shape = named.tensor.sizes().vec();
+    lazy.load = [tensor = std::move(named.tensor)]() -> absl::StatusOr<at::Tensor> {
+      return tensor;
+    };
+  }
+  return result;
+}
+
+absl::StatusOr<std::string> WriteSafetensors(
+    const std::string& path, std::vector<LazyTensor> tensors,
+    const std::map<std::string, std::string>& metadata,
+    const std::function<absl::Status(const std::string&)>& check) {
+  std::sort(tensors.begin(), tensors.end(), [](const LazyTensor& a, const LazyTensor& b) {
+    const int64_t a_bytes = ElementBytes(a.dtype);
+    const int64_t b_bytes = ElementBytes(b.dtype);
+    return a_bytes != b_bytes ? a_bytes > b_bytes : a.name < b.name;
+  });
+  for (size_t i = 1; i < tensors.size(); ++i) {
+    if (tensors[i].name == tensors[i - 1].name) {
+      return absl::InternalError(absl::StrCat(path, ": two tensors named ", tensors[i].name));
+    }
+  }
+  PTQ_ASSIGN_OR_RETURN(auto file, AtomicFileWriter::Create(path));
+  HashingWriter writer(std::move(file));
+  const std::string header = BuildHeader(tensors, metadata);
+  PTQ_RETURN_IF_ERROR(writer.Append(header.data(), header.size()));
+  for (LazyTensor& tensor : tensors) {
+    PTQ_RETURN_IF_ERROR(CatchTorchErrors(absl::StrCat("tensor ", tensor.name),
+                                         [&] { return AppendTensor(tensor, writer); }));
+    tensor.load = nullptr;  // lets go of what the closure holds
+  }
+  PTQ_RETURN_IF_ERROR(writer.file().Sync());
+  if (check) PTQ_RETURN_IF_ERROR(check(writer.file().temporary_path()));
+  PTQ_RETURN_IF_ERROR(writer.file().Commit());
+  return writer.Digest();
+}
+
+absl::StatusOr<std::string> WriteSafetensors(
+    const std::string& path, std::vector<NamedTensor> tensors,
+    const std::map<std::string, std::string>& metadata,
+    const std::function<absl::Status(const std::string&)>& check) {
+  return WriteSafetensors(path, ToLazy(std::move(tensors)), metadata, check);
+}
+
+}  // namespace ptq

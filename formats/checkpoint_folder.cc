@@ -1,0 +1,240 @@
+#include "formats/checkpoint_folder.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/file.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "common/torch_status.h"
+#include "formats/headers/safetensors_header.h"
+
+namespace ptq {
+namespace {
+
+constexpr char kConfigName[] = "config.json";
+constexpr char kIndexName[] = "model.safetensors.index.json";
+
+// The shard of a table row: embedding 0, blocks 1..L, and L+1 for what comes after them.
+size_t ShardOf(const TableTensor& tensor, int64_t blocks) {
+  if (tensor.block >= 0) return static_cast<size_t>(tensor.block) + 1;
+  return tensor.role == TensorRole::kEmbedding ? 0 : static_cast<size_t>(blocks) + 1;
+}
+
+absl::Status CheckPlanned(const PlannedModule& module, const TableTensor* weight) {
+  if (weight == nullptr || weight->role != TensorRole::kLinearWeight || weight->block < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("module ", module.module, " is no linear layer of a decoder block"));
+  }
+  const std::vector<int64_t> shape = {module.out_features, module.in_features};
+  const int64_t group = module.scheme.group_size;
+  if (weight->shape != shape || (group > 0 && module.in_features % group != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("module %s: planned as [%d, %d] in groups of %d", module.module,
+                        module.out_features, module.in_features, group));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<CheckpointFolder> CheckpointFolder::Create(
+    ExportPlan plan, std::string folder, std::map<std::string, std::string> metadata,
+    StoredNames stored_names) {
+  const ModelConfig& config = plan.source.config;
+  const std::vector<TableTensor> table = BuildTensorTable(config);
+  std::map<std::string, const TableTensor*> weights;  // by module
+  for (const TableTensor& tensor : table) {
+    if (tensor.role == TensorRole::kLinearWeight) weights[tensor.module] = &tensor;
+  }
+
+  CheckpointFolder result;
+  result.shards_.resize(static_cast<size_t>(config.num_hidden_layers) + 2);
+  result.layouts_.resize(static_cast<size_t>(config.num_hidden_layers));
+  std::set<std::string> quantized;
+  for (const PlannedModule& module : plan.modules) {
+    const auto weight = weights.find(module.module);
+    PTQ_RETURN_IF_ERROR(CheckPlanned(module, weight == weights.end() ? nullptr : weight->second));
+    if (!quantized.insert(module.module + ".weight").second) {
+      return absl::InvalidArgumentError(absl::StrCat("module ", module.module, " planned twice"));
+    }
+    PTQ_ASSIGN_OR_RETURN(auto layout, RecordLayoutOf(module, plan.source.index));
+    const size_t block = static_cast<size_t>(weight->second->block);
+    result.layouts_[block].push_back(std::move(layout));
+    for (std::string& name : stored_names(module)) {
+      result.shards_[block + 1].stored.push_back(std::move(name));
+    }
+  }
+  for (const TableTensor& tensor : table) {
+    if (quantized.contains(tensor.name)) continue;
+    if (plan.source.index.Find(tensor.name) == nullptr) {
+      return absl::NotFoundError(absl::StrCat("tensor ", tensor.name, " is not in the checkpoint"));
+    }
+    result.shards_[ShardOf(tensor, config.num_hidden_layers)].plain.push_back(tensor.name);
+  }
+  result.plan_ = std::move(plan);
+  result.folder_ = std::move(folder);
+  result.metadata_ = std::move(metadata);
+  return result;
+}
+
+std::string CheckpointFolder::ShardName(int64_t index) const {
+  return absl::StrFormat("model-%05d-of-%05d.safetensors", index + 1, shard_count());
+}
+
+std::string CheckpointFolder::ShardPath(int64_t index) const {
+  return JoinPath(folder_, ShardName(index));
+}
+
+absl::StatusOr<std::vector<QuantizedModule>> CheckpointFolder::ValidModules(
+    int64_t block, const std::vector<QuantizedModule>& modules) const {
+  if (block < 0 || block >= block_count()) {
+    return absl::InvalidArgumentError(absl::StrCat("there is no block ", block));
+  }
+  std::map<std::string, const QuantizedModule*> given;
+  for (const QuantizedModule& module : modules) given[module.module] = &module;
+  if (given.size() != modules.size() || given.size() != layouts(block).size()) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("block %d: %d modules to write, %d were planned", block, modules.size(),
+                        layouts(block).size()));
+  }
+  std::vector<QuantizedModule> result;
+  for (const RecordLayout& layout : layouts(block)) {
+    const auto entry = given.find(layout.module.module);
+    if (entry == given.end()) {
+      return absl::FailedPreconditionError(
+          absl::StrFormat("block %d: module %s is missing", block, layout.module.module));
+    }
+    QuantizedModule module = *entry->second;
+    PTQ_RETURN_IF_ERROR(ValidateRecord(layout, module.weight));
+    module.weight.int_data = module.weight.int_data.cpu().contiguous();
+    module.weight.scale = module.weight.scale.cpu().contiguous();
+    module.weight.zero_point = module.weight.zero_point.cpu().contiguous();
+    result.push_back(std::move(module));
+  }
+  return result;
+}
+
+absl::StatusOr<std::string> CheckpointFolder::WriteShard(
+    int64_t index, std::vector<LazyTensor> quantized, const CheckpointReader& reader,
+    const std::function<absl::Status(RecordCheck&)>& check_quantized) const {
+  const Shard& shard = shards_[static_cast<size_t>(index)];
+  std::vector<LazyTensor> tensors = std::move(quantized);
+  for (const std::string& name : shard.plain) {
+    const CheckpointTensor* source = plan_.source.index.Find(name);
+    LazyTensor& tensor = tensors.emplace_back();
+    tensor.name = name;
+    tensor.shape = source->info.shape;
+    PTQ_ASSIGN_OR_RETURN(tensor.dtype, ToScalarType(source->info.dtype));
+    tensor.load = [&reader, name] { return reader.Read(name); };
+  }
+  const auto check = [&](const std::string& path) -> absl::Status {
+    PTQ_ASSIGN_OR_RETURN(RecordCheck file, RecordCheck::Open(path));
+    if (check_quantized) PTQ_RETURN_IF_ERROR(check_quantized(file));
+    for (const std::string& name : shard.plain) {
+      PTQ_ASSIGN_OR_RETURN(const at::Tensor tensor, reader.Read(name));
+      const at::Tensor bytes = tensor.cpu().contiguous();
+      PTQ_RETURN_IF_ERROR(file.CheckBytes(name, bytes.const_data_ptr(), bytes.nbytes()));
+    }
+    return file.CheckNothingElse();
+  };
+  return WriteSafetensors(ShardPath(index), std::move(tensors), metadata_, check);
+}
+
+absl::Status CheckpointFolder::CopyOtherFiles() const {
+  const std::string& source = plan_.source.index.folder();
+  PTQ_ASSIGN_OR_RETURN(const auto names, SelectModelFiles(source, nullptr));
+  for (const std::string& name : names) {
+    // Weights and indices (those of other weight formats too) are replaced by ours, config.json
+    // comes last, and a report would be one of another job.
+    if (name == kConfigName || name == "report.json" || absl::EndsWith(name, ".safetensors") ||
+        absl::EndsWith(name, ".index.json")) {
+      continue;
+    }
+    PTQ_RETURN_IF_ERROR(CopyFileAtomically(JoinPath(source, name), JoinPath(folder_, name)));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Json> CheckpointFolder::BuildIndex() const {
+  Json weight_map = Json::object();
+  std::map<std::string, std::string> files;
+  int64_t total_bytes = 0;
+  for (int64_t i = 0; i < shard_count(); ++i) {
+    PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(ShardPath(i)));
+    const auto header = ReadSafetensorsHeader(file);
+    if (!header.ok()) return absl::DataLossError(Message(header.status()));
+    const Shard& shard = shards_[static_cast<size_t>(i)];
+    std::set<std::string> expected(shard.plain.begin(), shard.plain.end());
+    expected.insert(shard.stored.begin(), shard.stored.end());
+    for (const TensorInfo& tensor : header->tensors) {
+      if (expected.erase(tensor.name) == 0) {
+        return absl::DataLossError(
+            absl::StrCat(file.path(), ": tensor ", tensor.name, " does not belong into this file"));
+      }
+      files[tensor.name] = ShardName(i);
+      total_bytes += tensor.bytes();
+    }
+    if (!expected.empty()) {
+      return absl::DataLossError(
+          absl::StrCat(file.path(), ": tensor ", *expected.begin(), " is missing"));
+    }
+  }
+  for (const auto& [name, file] : files) weight_map[name] = file;
+  Json index = Json::object();
+  index["metadata"] = Json::object({{"total_size", total_bytes}});
+  index["weight_map"] = std::move(weight_map);
+  return index;
+}
+
+absl::Status CheckpointFolder::WriteConfig(const std::optional<Json>& quantization_config) const {
+  const std::string from = JoinPath(plan_.source.index.folder(), kConfigName);
+  const std::string to = JoinPath(folder_, kConfigName);
+  if (!quantization_config) return CopyFileAtomically(from, to);
+  PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(from));
+  auto config = ParseJson(text);
+  if (!config.ok()) return Annotate(config.status(), from);
+  (*config)["quantization_config"] = *quantization_config;
+  return WriteFileAtomically(to, DumpJsonPretty(*config));
+}
+
+absl::Status CheckpointFolder::Finalize(const CheckpointReader& reader,
+                                        const std::optional<Json>& quantization_config) const {
+  for (const int64_t outer : {int64_t{0}, shard_count() - 1}) {
+    PTQ_RETURN_IF_ERROR(WriteShard(outer, {}, reader, {}).status());
+  }
+  PTQ_RETURN_IF_ERROR(CopyOtherFiles());
+  PTQ_ASSIGN_OR_RETURN(const Json index, BuildIndex());
+  PTQ_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder_, kIndexName), DumpJsonPretty(index)));
+  return WriteConfig(quantization_config);
+}
+
+DType CheckpointDType(const CheckpointInspection& source) {
+  if (source.config.has_dtype) return source.config.dtype;
+  for (const TableTensor& tensor : BuildTensorTable(source.config)) {
+    const CheckpointTensor* found = source.index.Find(tensor.name);
+    if (tensor.role == TensorRole::kEmbedding && found != nullptr) return found->info.dtype;
+  }
+  return source.config.dtype;
+}
+
+RecordView ViewOf(const RecordLayout& layout, const QuantizedModule& module) {
+  const AffineQuantizedTensor& weight = module.weight;
+  RecordView view;
+  view.module = layout.module.module;
+  view.rows = layout.module.out_features;
+  view.columns = layout.module.in_features;
+  view.block_size = weight.block_size;
+  view.bits = weight.bits;
+  view.codes = weight.int_data.const_data_ptr<int8_t>();
+  view.scale_dtype = FromScalarType(layout.scale_dtype);
+  view.scale = weight.scale.const_data_ptr();
+  view.zero_point = weight.zero_point.const_data_ptr<int32_t>();
+  return view;
+}
+
+}  // namespace ptq

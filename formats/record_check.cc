@@ -1,0 +1,264 @@
+#include "formats/record_check.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "formats/torchao_metadata.h"
+
+namespace ptq {
+namespace {
+
+constexpr int64_t kPieceBytes = 1 << 20;
+
+float HalfToFloat(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
+  const uint32_t exponent = (half >> 10) & 0x1F;
+  const uint32_t fraction = half & 0x3FF;
+  if (exponent == 0) {  // zero or subnormal: a multiple of 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
+  }
+  const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
+  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
+}
+
+float BFloat16ToFloat(uint16_t value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
+}
+
+// To nearest, ties to even; what is too large becomes infinite. `value` is finite.
+uint16_t FloatToBFloat16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+uint16_t FloatToHalf(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
+  const float magnitude = std::fabs(value);
+  if (magnitude >= 65520.0f) return sign | 0x7C00;
+  // Below 2^-14 the spacing is 2^-24: scaled by 2^24 the value is the fraction field itself, which
+  // nearbyint rounds to even.
+  if (magnitude < 0x1p-14f) {
+    return sign | static_cast<uint16_t>(std::nearbyint(magnitude * 0x1p24f));
+  }
+  const uint32_t absolute = bits & 0x7FFFFFFF;
+  const uint32_t rounded = absolute + 0xFFF + ((absolute >> 13) & 1);
+  return sign | static_cast<uint16_t>((rounded - (uint32_t{112} << 23)) >> 13);
+}
+
+struct Rounded {
+  uint32_t bits = 0;
+  bool fits = false;  // finite
+};
+
+Rounded RoundTo(DType dtype, float value) {
+  if (!std::isfinite(value)) return {};
+  if (dtype == DType::kF32) return {std::bit_cast<uint32_t>(value), true};
+  const bool half = dtype == DType::kF16;
+  const uint32_t bits = half ? FloatToHalf(value) : FloatToBFloat16(value);
+  return {bits, (bits & 0x7FFF) < (half ? 0x7C00u : 0x7F80u)};
+}
+
+template <typename T>
+T Load(const char* data, int64_t index) {
+  T value;
+  std::memcpy(&value, data + index * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+float LoadFloat(const char* data, int64_t index, DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return HalfToFloat(Load<uint16_t>(data, index));
+    case DType::kBF16:
+      return BFloat16ToFloat(Load<uint16_t>(data, index));
+    default:
+      return Load<float>(data, index);
+  }
+}
+
+float ScaleOf(const RecordView& record, int64_t index) {
+  return LoadFloat(static_cast<const char*>(record.scale), index, record.scale_dtype);
+}
+
+float Decode(int code, int zero_point, float scale) {
+  return static_cast<float>(code - zero_point) * scale;
+}
+
+std::string At(int64_t row, int64_t column) {
+  return absl::StrCat(" at [", row, ", ", column, "]");
+}
+
+}  // namespace
+
+RecordCheck::RecordCheck(ReadableFile file, SafetensorsHeader header)
+    : file_(std::move(file)), header_(std::move(header)) {
+  for (size_t i = 0; i < header_.tensors.size(); ++i) tensors_[header_.tensors[i].name] = i;
+}
+
+absl::StatusOr<RecordCheck> RecordCheck::Open(const std::string& path) {
+  PTQ_ASSIGN_OR_RETURN(auto file, ReadableFile::Open(path));
+  auto header = ReadSafetensorsHeader(file);
+  if (!header.ok()) return absl::DataLossError(Message(header.status()));
+  return RecordCheck(std::move(file), *std::move(header));
+}
+
+absl::Status RecordCheck::Wrong(const std::string& name, const std::string& what) const {
+  return absl::DataLossError(
+      absl::StrCat(file_.path(), ": tensor ", name, " was not written as it should be: ", what));
+}
+
+absl::StatusOr<TensorInfo> RecordCheck::Find(const std::string& name, DType dtype,
+                                             const std::array<int64_t, 2>& shape) {
+  const auto entry = tensors_.find(name);
+  if (entry == tensors_.end()) return Wrong(name, "missing");
+  seen_.insert(name);
+  const TensorInfo& info = header_.tensors[entry->second];
+  if (info.dtype != dtype) return Wrong(name, absl::StrCat("dtype ", DTypeName(info.dtype)));
+  if (!std::equal(info.shape.begin(), info.shape.end(), shape.begin(), shape.end())) {
+    return Wrong(name, "another shape");
+  }
+  return info;
+}
+
+absl::StatusOr<std::string> RecordCheck::ReadPiece(const TensorInfo& info, int64_t begin,
+                                                   int64_t size) const {
+  std::string bytes(static_cast<size_t>(size), '\0');
+  PTQ_RETURN_IF_ERROR(
+      file_.ReadAt(header_.data_offset + info.begin + begin, bytes.data(), bytes.size()));
+  return bytes;
+}
+
+absl::Status RecordCheck::CheckAffine(const RecordView& record, DType dtype) {
+  const std::string weight = record.module + ".weight";
+  const auto text = header_.metadata.find(weight);
+  if (text == header_.metadata.end()) return Wrong(weight, "no metadata");
+  const auto parsed = ParseTorchaoTensor(text->second);
+  if (!parsed.ok()) return Wrong(weight, Message(parsed.status()));
+  const TorchaoTensorDescription& description = *parsed;
+  if (description.dtype != dtype) return Wrong(weight, "the metadata name another dtype");
+  if (description.block_size != record.block_size || description.bits != record.bits) {
+    return Wrong(weight, "the metadata name another block_size or width");
+  }
+
+  // Everything below goes by the file's own description.
+  const auto [block_rows, block_columns] = description.block_size;
+  const std::array<int64_t, 2> groups = {record.rows / block_rows, record.columns / block_columns};
+  const DType scale_dtype =
+      description.tensor_class == TorchaoClass::kInt8 ? DType::kF32 : record.scale_dtype;
+  const std::string prefix = record.module + "._weight_";
+  PTQ_ASSIGN_OR_RETURN(const TensorInfo codes,
+                       Find(prefix + "qdata", DType::kI8, {record.rows, record.columns}));
+  PTQ_ASSIGN_OR_RETURN(const TensorInfo scales, Find(prefix + "scale", scale_dtype, groups));
+  PTQ_ASSIGN_OR_RETURN(const TensorInfo zeros, Find(prefix + "zero_point", DType::kI8, groups));
+  PTQ_ASSIGN_OR_RETURN(const std::string scale_bytes, ReadPiece(scales, 0, scales.bytes()));
+  PTQ_ASSIGN_OR_RETURN(const std::string zero_bytes, ReadPiece(zeros, 0, zeros.bytes()));
+
+  const int lowest = -(1 << (description.bits - 1));
+  const int highest = (1 << (description.bits - 1)) - 1;
+  const int64_t rows_a_piece = std::max<int64_t>(1, kPieceBytes / record.columns);
+  for (int64_t first = 0; first < record.rows; first += rows_a_piece) {
+    const int64_t count = std::min(rows_a_piece, record.rows - first);
+    PTQ_ASSIGN_OR_RETURN(const std::string piece,
+                         ReadPiece(codes, first * record.columns, count * record.columns));
+    for (int64_t row = first; row < first + count; ++row) {
+      const char* stored = piece.data() + (row - first) * record.columns;
+      const int8_t* original = record.codes + row * record.columns;
+      for (int64_t group = 0; group < groups[1]; ++group) {
+        const int64_t index = row / block_rows * groups[1] + group;
+        const float scale = LoadFloat(scale_bytes.data(), index, scale_dtype);
+        const int zero = static_cast<int8_t>(zero_bytes[static_cast<size_t>(index)]);
+        const int64_t begin = group * block_columns;
+        if (!std::isfinite(scale) || scale == 0.0f) {
+          return Wrong(prefix + "scale", "0 or not finite" + At(row, begin));
+        }
+        const float original_scale = ScaleOf(record, index);
+        const int original_zero = record.zero_point[index];
+        for (int64_t column = begin; column < begin + block_columns; ++column) {
+          const int code = static_cast<int8_t>(stored[column]);
+          if (code < lowest || code > highest) {
+            return Wrong(prefix + "qdata", absl::StrCat("code ", code, At(row, column)));
+          }
+          const float value = Decode(code, zero, scale);
+          const float expected = Decode(original[column], original_zero, original_scale);
+          if (code != original[column] ||
+              std::bit_cast<uint32_t>(value) != std::bit_cast<uint32_t>(expected)) {
+            return Wrong(
+                weight, absl::StrCat("decodes to ", value, ", not to ", expected, At(row, column)));
+          }
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RecordCheck::CheckDequantized(const RecordView& record, DType dtype) {
+  const std::string name = record.module + ".weight";
+  PTQ_ASSIGN_OR_RETURN(const TensorInfo info, Find(name, dtype, {record.rows, record.columns}));
+  const auto [block_rows, block_columns] = record.block_size;
+  const int64_t groups = record.columns / block_columns;
+  const int64_t element = DTypeBits(dtype) / 8;
+  const int64_t rows_a_piece = std::max<int64_t>(1, kPieceBytes / (record.columns * element));
+  for (int64_t first = 0; first < record.rows; first += rows_a_piece) {
+    const int64_t count = std::min(rows_a_piece, record.rows - first);
+    PTQ_ASSIGN_OR_RETURN(const std::string piece, ReadPiece(info, first * record.columns * element,
+                                                            count * record.columns * element));
+    for (int64_t row = first; row < first + count; ++row) {
+      for (int64_t group = 0; group < groups; ++group) {
+        const int64_t qparam = row / block_rows * groups + group;
+        const float scale = ScaleOf(record, qparam);
+        const int zero_point = record.zero_point[qparam];
+        const int64_t begin = group * block_columns;
+        for (int64_t column = begin; column < begin + block_columns; ++column) {
+          const float value =
+              Decode(record.codes[row * record.columns + column], zero_point, scale);
+          const Rounded expected = RoundTo(dtype, value);
+          if (!expected.fits) {
+            return absl::FailedPreconditionError(
+                absl::StrCat("tensor ", name, ": the value ", value, At(row, column),
+                             " does not fit in ", DTypeName(dtype)));
+          }
+          const int64_t index = (row - first) * record.columns + column;
+          const uint32_t stored = dtype == DType::kF32 ? Load<uint32_t>(piece.data(), index)
+                                                       : Load<uint16_t>(piece.data(), index);
+          if (stored != expected.bits) return Wrong(name, "another value" + At(row, column));
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RecordCheck::CheckBytes(const std::string& name, const void* data, size_t size) {
+  const auto entry = tensors_.find(name);
+  if (entry == tensors_.end()) return Wrong(name, "missing");
+  seen_.insert(name);
+  const TensorInfo& info = header_.tensors[entry->second];
+  if (info.bytes() != static_cast<int64_t>(size)) return Wrong(name, "another size");
+  for (int64_t offset = 0; offset < info.bytes(); offset += kPieceBytes) {
+    const int64_t count = std::min(kPieceBytes, info.bytes() - offset);
+    PTQ_ASSIGN_OR_RETURN(const std::string piece, ReadPiece(info, offset, count));
+    if (std::memcmp(piece.data(), static_cast<const char*>(data) + offset, piece.size()) != 0) {
+      return Wrong(name, absl::StrCat("other bytes after byte ", offset));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RecordCheck::CheckNothingElse() const {
+  for (const auto& [name, position] : tensors_) {
+    if (!seen_.contains(name)) return Wrong(name, "it does not belong into this file");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace ptq

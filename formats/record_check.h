@@ -1,0 +1,65 @@
+// Reads back a shard that was just written and compares it with what it was made from, bit by bit:
+// plain loops over raw bytes, with nothing of the writer's and no libtorch arithmetic.
+#ifndef PTQ_FORMATS_RECORD_CHECK_H_
+#define PTQ_FORMATS_RECORD_CHECK_H_
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "formats/headers/dtype.h"
+#include "formats/headers/safetensors_header.h"
+
+namespace ptq {
+
+// A record's memory, contiguous, on the CPU. Borrows.
+struct RecordView {
+  std::string module;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  std::array<int64_t, 2> block_size{};
+  int bits = 0;
+  const int8_t* codes = nullptr;        // [rows, columns]
+  DType scale_dtype = DType::kF16;      // F16, BF16 or F32
+  const void* scale = nullptr;          // [rows / block_size[0], columns / block_size[1]]
+  const int32_t* zero_point = nullptr;  // as scale
+};
+
+// One open file. Each Check* returns kDataLoss naming file and tensor at the first difference.
+class RecordCheck {
+ public:
+  static absl::StatusOr<RecordCheck> Open(const std::string& path);
+
+  // The torchao-layout tensors of `record` decode, by the file's own metadata, to the record's
+  // values in float32; codes are in range, scales finite and not 0; the metadata name `dtype`.
+  absl::Status CheckAffine(const RecordView& record, DType dtype);
+  // "<module>.weight" of `dtype` holds the record's values, each rounded once to nearest even.
+  // kFailedPrecondition if a value does not fit in `dtype`.
+  absl::Status CheckDequantized(const RecordView& record, DType dtype);
+  // Tensor `name` holds exactly these bytes.
+  absl::Status CheckBytes(const std::string& name, const void* data, size_t size);
+  // Every tensor of the file has been named in a check.
+  absl::Status CheckNothingElse() const;
+
+ private:
+  RecordCheck(ReadableFile file, SafetensorsHeader header);
+  absl::Status Wrong(const std::string& name, const std::string& what) const;
+  // Finds a tensor, marks it as seen, and checks dtype and shape.
+  absl::StatusOr<TensorInfo> Find(const std::string& name, DType dtype,
+                                  const std::array<int64_t, 2>& shape);
+  absl::StatusOr<std::string> ReadPiece(const TensorInfo& info, int64_t begin, int64_t size) const;
+
+  ReadableFile file_;
+  SafetensorsHeader header_;
+  std::map<std::string, size_t> tensors_;  // by name, into header_.tensors
+  std::set<std::string> seen_;
+};
+
+}  // namespace ptq
+
+#endif  // PTQ_FORMATS_RECORD_CHECK_H_

@@ -1,0 +1,229 @@
+#include "formats/record_file.h"
+
+#include <ATen/ops/aminmax.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
+
+#include <cstdint>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "algorithms/affine/affine_primitives.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "common/torch_status.h"
+#include "formats/headers/safetensors_header.h"
+#include "formats/torchao_metadata.h"
+
+namespace ptq {
+namespace {
+
+constexpr int64_t kInt8Min = -128;
+constexpr int64_t kInt8Max = 127;
+
+bool IsInt8Class(const RecordLayout& layout) {
+  return TorchaoClassOf(layout.module.scheme) == TorchaoClass::kInt8;
+}
+
+std::array<int64_t, 2> BlockSize(const RecordLayout& layout) {
+  return BlockSizeOf(layout.module.scheme, layout.module.out_features, layout.module.in_features);
+}
+
+std::array<int64_t, 2> QParamShape(const RecordLayout& layout) {
+  const auto [rows, columns] = BlockSize(layout);
+  return {layout.module.out_features / rows, layout.module.in_features / columns};
+}
+
+// {lowest, highest} of an integer tensor that is not empty.
+std::array<int64_t, 2> Range(const at::Tensor& tensor) {
+  const auto [low, high] = at::aminmax(tensor);
+  return {low.item<int64_t>(), high.item<int64_t>()};
+}
+
+// The first field of `record` that does not fit, as a sentence; empty if all do.
+std::string Misfit(const RecordLayout& layout, const AffineQuantizedTensor& record) {
+  const QuantizationScheme& scheme = layout.module.scheme;
+  const std::array<int64_t, 2> shape = {layout.module.out_features, layout.module.in_features};
+  const auto wrong_shape = [](const at::Tensor& tensor, const std::array<int64_t, 2>& expected) {
+    return !tensor.defined() || tensor.sizes() != at::IntArrayRef(expected);
+  };
+  if (record.zero_point_domain != ZeroPointDomain::kInt) {
+    return "zero_point_domain is not INT";
+  }
+  if (record.bits != scheme.bits) {
+    return absl::StrCat("bits: ", record.bits, ", planned were ", scheme.bits);
+  }
+  if (record.quant_min != scheme.quant_min() || record.quant_max != scheme.quant_max()) {
+    return absl::StrCat("quant_min, quant_max: ", record.quant_min, ", ", record.quant_max);
+  }
+  if (record.block_size != BlockSize(layout)) {
+    return absl::StrCat("block_size: ", record.block_size[0], " x ", record.block_size[1]);
+  }
+  if (wrong_shape(record.int_data, shape) || record.int_data.scalar_type() != at::kChar) {
+    return "int_data is not int8 of the weight's shape";
+  }
+  if (wrong_shape(record.scale, QParamShape(layout)) ||
+      record.scale.scalar_type() != layout.scale_dtype) {
+    return absl::StrCat("scale has another shape or dtype than ", c10::toString(layout.scale_dtype),
+                        " [", QParamShape(layout)[0], ", ", QParamShape(layout)[1], "]");
+  }
+  if (wrong_shape(record.zero_point, QParamShape(layout)) ||
+      record.zero_point.scalar_type() != at::kInt) {
+    return "zero_point is not int32 of the scale's shape";
+  }
+  const auto codes = Range(record.int_data);
+  if (codes[0] < scheme.quant_min() || codes[1] > scheme.quant_max()) {
+    return absl::StrCat("int_data spans ", codes[0], " to ", codes[1]);
+  }
+  if (!at::isfinite(record.scale).all().item<bool>()) return "scale holds NaN or Inf";
+  if (record.scale.eq(0).any().item<bool>()) return "scale holds 0";
+  const auto zeros = Range(record.zero_point);
+  if (zeros[0] < kInt8Min || zeros[1] > kInt8Max) {
+    return absl::StrCat("zero_point spans ", zeros[0], " to ", zeros[1],
+                        ", a byte holds -128 to 127");
+  }
+  if (scheme.symmetric && (zeros[0] != 0 || zeros[1] != 0)) {
+    return "zero_point is not 0 in a symmetric scheme";
+  }
+  return "";
+}
+
+// Tensors of one file by name.
+class RecordFile {
+ public:
+  static absl::StatusOr<RecordFile> Open(const std::string& path) {
+    PTQ_ASSIGN_OR_RETURN(auto file, ReadableFile::Open(path));
+    auto header = ReadSafetensorsHeader(file);
+    if (!header.ok()) return absl::DataLossError(Message(header.status()));
+    return RecordFile(std::move(file), *std::move(header));
+  }
+
+  absl::StatusOr<at::Tensor> Read(const std::string& name, at::ScalarType dtype,
+                                  const std::array<int64_t, 2>& shape) const {
+    const auto entry = tensors_.find(name);
+    if (entry == tensors_.end()) return Damaged(name, "missing");
+    const TensorInfo& info = header_.tensors[entry->second];
+    if (info.dtype != FromScalarType(dtype) || at::IntArrayRef(info.shape) != shape) {
+      return Damaged(name, "another dtype or shape than planned");
+    }
+    at::Tensor tensor = at::empty(info.shape, at::TensorOptions().dtype(dtype));
+    PTQ_RETURN_IF_ERROR(file_.ReadAt(header_.data_offset + info.begin, tensor.data_ptr(),
+                                     static_cast<size_t>(info.bytes())));
+    return tensor;
+  }
+
+  // The metadata's description of `module`'s weight agrees with `layout`.
+  absl::Status CheckDescription(const RecordLayout& layout) const {
+    const std::string name = layout.module.module + ".weight";
+    const auto text = header_.metadata.find(name);
+    if (text == header_.metadata.end()) return Damaged(name, "no metadata");
+    const auto description = ParseTorchaoTensor(text->second);
+    if (!description.ok()) return Damaged(name, Message(description.status()));
+    if (description->tensor_class != TorchaoClassOf(layout.module.scheme) ||
+        description->bits != layout.module.scheme.bits ||
+        description->block_size != BlockSize(layout)) {
+      return Damaged(name, "quantized by another scheme than planned");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Damaged(const std::string& name, const std::string& what) const {
+    return absl::DataLossError(absl::StrCat(file_.path(), ": tensor ", name, ": ", what));
+  }
+
+ private:
+  RecordFile(ReadableFile file, SafetensorsHeader header)
+      : file_(std::move(file)), header_(std::move(header)) {
+    for (size_t i = 0; i < header_.tensors.size(); ++i) tensors_[header_.tensors[i].name] = i;
+  }
+  ReadableFile file_;
+  SafetensorsHeader header_;
+  std::map<std::string, size_t> tensors_;
+};
+
+absl::StatusOr<AffineQuantizedTensor> ReadRecord(const RecordFile& file,
+                                                 const RecordLayout& layout) {
+  const std::string& module = layout.module.module;
+  const QuantizationScheme& scheme = layout.module.scheme;
+  PTQ_RETURN_IF_ERROR(file.CheckDescription(layout));
+  const auto name = [&module](const char* data) { return TorchaoTensorName(module, data); };
+  AffineQuantizedTensor record;
+  PTQ_ASSIGN_OR_RETURN(
+      record.int_data,
+      file.Read(name("qdata"), at::kChar, {layout.module.out_features, layout.module.in_features}));
+  const at::ScalarType stored = IsInt8Class(layout) ? at::kFloat : layout.scale_dtype;
+  PTQ_ASSIGN_OR_RETURN(const at::Tensor scale,
+                       file.Read(name("scale"), stored, QParamShape(layout)));
+  record.scale = scale.to(layout.scale_dtype);
+  if (!record.scale.to(stored).equal(scale)) {
+    return file.Damaged(name("scale"), "more digits than the record's dtype has");
+  }
+  PTQ_ASSIGN_OR_RETURN(const at::Tensor zero_point,
+                       file.Read(name("zero_point"), at::kChar, QParamShape(layout)));
+  record.zero_point = zero_point.to(at::kInt);
+  record.block_size = BlockSize(layout);
+  record.quant_min = scheme.quant_min();
+  record.quant_max = scheme.quant_max();
+  record.mapping_type = scheme.symmetric ? MappingType::kSymmetric : MappingType::kAsymmetric;
+  record.bits = scheme.bits;
+  record.original_dtype = layout.original_dtype;
+  const std::string misfit = Misfit(layout, record);
+  if (!misfit.empty()) return file.Damaged(module + ".weight", misfit);
+  return record;
+}
+
+}  // namespace
+
+absl::StatusOr<RecordLayout> RecordLayoutOf(const PlannedModule& module,
+                                            const CheckpointIndex& source) {
+  const CheckpointTensor* weight = source.Find(module.module + ".weight");
+  if (weight == nullptr) {
+    return absl::NotFoundError(
+        absl::StrCat("tensor ", module.module, ".weight is not in the checkpoint"));
+  }
+  RecordLayout layout;
+  layout.module = module;
+  PTQ_ASSIGN_OR_RETURN(layout.original_dtype, ToScalarType(weight->info.dtype));
+  if (module.scheme.scale_rule == ScaleRule::kTorchao) layout.scale_dtype = layout.original_dtype;
+  return layout;
+}
+
+absl::Status ValidateRecord(const RecordLayout& layout, const AffineQuantizedTensor& record) {
+  return CatchTorchErrors(layout.module.module, [&]() -> absl::Status {
+    const std::string misfit = Misfit(layout, record);
+    if (misfit.empty()) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat("tensor ", layout.module.module, ".weight can't be written: ", misfit));
+  });
+}
+
+std::vector<NamedTensor> RecordTensors(const RecordLayout& layout,
+                                       const AffineQuantizedTensor& record) {
+  const std::string& module = layout.module.module;
+  at::Tensor scale = record.scale.cpu();
+  if (IsInt8Class(layout)) scale = scale.to(at::kFloat);
+  return {{TorchaoTensorName(module, "qdata"), record.int_data.cpu()},
+          {TorchaoTensorName(module, "scale"), scale},
+          {TorchaoTensorName(module, "zero_point"), record.zero_point.cpu().to(at::kChar)}};
+}
+
+std::vector<std::string> RecordTensorNames(const PlannedModule& module) {
+  return {TorchaoTensorName(module.module, "qdata"), TorchaoTensorName(module.module, "scale"),
+          TorchaoTensorName(module.module, "zero_point")};
+}
+
+absl::StatusOr<std::vector<QuantizedModule>> ReadRecords(const std::string& path,
+                                                         const std::vector<RecordLayout>& layouts) {
+  return CatchTorchErrors(path, [&]() -> absl::StatusOr<std::vector<QuantizedModule>> {
+    PTQ_ASSIGN_OR_RETURN(const auto file, RecordFile::Open(path));
+    std::vector<QuantizedModule> modules;
+    for (const RecordLayout& layout : layouts) {
+      PTQ_ASSIGN_OR_RETURN(auto weight, ReadRecord(file, layout));
+      modules.push_back({layout.module.module, std::move(weight)});
+    }
+    return modules;
+  });
+}
+
+}  // namespace ptq
