@@ -28,8 +28,8 @@ class DecoderBlock {
   virtual const std::vector<Linear>& linears() const = 0;
   virtual std::vector<Linear>& mutable_linears() = 0;
 
-  // hidden [B, T, D] -> [B, T, D], causal attention without padding. Every linear goes through `apply`.
-  // Differentiable with respect to what `apply` uses; may throw c10::Error.
+  // hidden [B, T, D] -> [B, T, D], causal attention without padding. Every linear goes through
+  // `apply`. Differentiable with respect to what `apply` uses; may throw c10::Error.
   virtual at::Tensor Forward(const at::Tensor& hidden, const RotaryTable& rotary,
                              const LinearFunction& apply) const = 0;
   // The same with the block's own weights.

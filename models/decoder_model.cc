@@ -1,0 +1,172 @@
+#include "models/decoder_model.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/cpu/Utils.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/status_macros.h"
+#include "common/torch_status.h"
+#include "formats/headers/tensor_table.h"
+#include "models/llama_block.h"
+#include "models/rms_norm.h"
+#include "models/rotary.h"
+
+namespace ptq {
+namespace {
+
+bool HasNativeBfloat16Products() {
+  const auto capabilities = at::cpu::get_cpu_capabilities();
+  for (const char* name : {"amx_bf16", "avx512_bf16"}) {
+    const auto found = capabilities.find(name);
+    if (found != capabilities.end() && found->second.isBool() && found->second.toBool()) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// The tensor of one row of the table, in its stored dtype.
+absl::StatusOr<at::Tensor> ReadRow(const CheckpointReader& reader, const TableTensor& row) {
+  PTQ_ASSIGN_OR_RETURN(at::Tensor tensor, reader.Read(row.name));
+  if (tensor.sizes() != at::IntArrayRef(row.shape)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: the shape is [%s], but config.json says [%s]", row.name,
+                        absl::StrJoin(tensor.sizes(), ", "), absl::StrJoin(row.shape, ", ")));
+  }
+  return tensor;
+}
+
+// The only row outside of the blocks with this role, or nullptr.
+const TableTensor* FindOuterRow(const std::vector<TableTensor>& table, TensorRole role) {
+  for (const TableTensor& row : table) {
+    if (row.block < 0 && row.role == role) {
+      return &row;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+at::ScalarType ChooseComputeDtype(at::Device device, at::ScalarType stored) {
+  if (!device.is_cpu()) {
+    return stored;
+  }
+  static const bool native_bfloat16 = HasNativeBfloat16Products();
+  return stored == at::kBFloat16 && native_bfloat16 ? at::kBFloat16 : at::kFloat;
+}
+
+at::Tensor LanguageModelHead::Logits(const at::Tensor& hidden) const {
+  const at::Tensor normalized = RmsNorm(hidden, norm_weight, rms_norm_eps);
+  if (normalized.is_cuda() && normalized.scalar_type() != at::kFloat) {
+    // Products of half-precision values summed and kept in float32.
+    std::vector<int64_t> shape = normalized.sizes().vec();
+    shape.back() = head_weight.size(0);
+    return at::mm(normalized.flatten(0, -2), head_weight.t(), at::kFloat).view(shape);
+  }
+  return at::linear(normalized, head_weight).to(at::kFloat);
+}
+
+absl::StatusOr<std::unique_ptr<DecoderModel>> DecoderModel::Create(const ModelConfig& config,
+                                                                   const CheckpointReader& reader,
+                                                                   const ComputeOptions& options) {
+  if (config.model_type != "llama") {
+    return absl::UnimplementedError(
+        absl::StrFormat("model_type \"%s\" has no decoder block here", config.model_type));
+  }
+  return std::unique_ptr<DecoderModel>(new DecoderModel(config, reader, options));
+}
+
+absl::StatusOr<at::Tensor> DecoderModel::Embed(const at::Tensor& ids) const {
+  return CatchTorchErrors("embedding", [&]() -> absl::StatusOr<at::Tensor> {
+    at::NoGradGuard no_grad;
+    if (ids.dim() != 2 || ids.numel() == 0 || ids.scalar_type() != at::kLong) {
+      return absl::InvalidArgumentError("token ids must be a non-empty int64 [samples, length]");
+    }
+    const int64_t lowest = ids.min().item<int64_t>();
+    const int64_t highest = ids.max().item<int64_t>();
+    if (lowest < 0 || highest >= config_.vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("token id %d is outside of the model's vocabulary of %d",
+                          lowest < 0 ? lowest : highest, config_.vocab_size));
+    }
+    const std::vector<TableTensor> table = BuildTensorTable(config_);
+    PTQ_ASSIGN_OR_RETURN(const at::Tensor embedding,
+                         ReadRow(reader_, *FindOuterRow(table, TensorRole::kEmbedding)));
+    std::vector<int64_t> shape = ids.sizes().vec();
+    shape.push_back(config_.hidden_size);
+    return embedding.index_select(0, ids.flatten())
+        .view(shape)
+        .to(at::TensorOptions(options_.device).dtype(options_.dtype));
+  });
+}
+
+absl::StatusOr<std::unique_ptr<DecoderBlock>> DecoderModel::LoadBlock(int64_t index) const {
+  const std::string name = absl::StrFormat("model.layers.%d", index);
+  return CatchTorchErrors(name, [&]() -> absl::StatusOr<std::unique_ptr<DecoderBlock>> {
+    if (index < 0 || index >= block_count()) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("there is no %s: the model has %d blocks", name, block_count()));
+    }
+    at::NoGradGuard no_grad;
+    BlockWeights weights;
+    for (const TableTensor& row : BuildTensorTable(config_)) {
+      if (row.block != index) {
+        continue;
+      }
+      PTQ_ASSIGN_OR_RETURN(at::Tensor tensor, ReadRow(reader_, row));
+      tensor = tensor.to(at::TensorOptions(options_.device).dtype(options_.dtype));
+      switch (row.role) {
+        case TensorRole::kLinearWeight:
+          weights.linears.push_back({row.module, tensor, at::Tensor()});
+          break;
+        case TensorRole::kLinearBias:
+          if (weights.linears.empty() || weights.linears.back().module != row.module) {
+            return absl::InternalError(
+                absl::StrFormat("%s does not follow its weight in the tensor table", row.name));
+          }
+          weights.linears.back().bias = tensor;
+          break;
+        case TensorRole::kNorm:
+          weights.norms.push_back({row.module, tensor});
+          break;
+        case TensorRole::kEmbedding:
+        case TensorRole::kHead:
+          return absl::InternalError(absl::StrFormat("%s lies inside a block", row.name));
+      }
+    }
+    return LlamaBlock::Create(config_, name, std::move(weights));
+  });
+}
+
+absl::StatusOr<LanguageModelHead> DecoderModel::LoadHead() const {
+  return CatchTorchErrors("language-model head", [&]() -> absl::StatusOr<LanguageModelHead> {
+    at::NoGradGuard no_grad;
+    const std::vector<TableTensor> table = BuildTensorTable(config_);
+    const TableTensor* norm = FindOuterRow(table, TensorRole::kNorm);
+    const TableTensor* head = FindOuterRow(
+        table, config_.tie_word_embeddings ? TensorRole::kEmbedding : TensorRole::kHead);
+    const at::TensorOptions options = at::TensorOptions(options_.device).dtype(options_.dtype);
+    LanguageModelHead result;
+    result.rms_norm_eps = config_.rms_norm_eps;
+    PTQ_ASSIGN_OR_RETURN(const at::Tensor norm_weight, ReadRow(reader_, *norm));
+    result.norm_weight = norm_weight.to(options);
+    PTQ_ASSIGN_OR_RETURN(const at::Tensor head_weight, ReadRow(reader_, *head));
+    result.head_weight = head_weight.to(options);
+    return result;
+  });
+}
+
+RotaryTable DecoderModel::MakeRotaryTable(int64_t length) const {
+  at::NoGradGuard no_grad;
+  return ComputeRotaryTable(config_, length, options_.dtype, options_.device);
+}
+
+}  // namespace ptq

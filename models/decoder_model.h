@@ -56,7 +56,8 @@ class DecoderModel {
   absl::StatusOr<std::unique_ptr<DecoderBlock>> LoadBlock(int64_t index) const;
   absl::StatusOr<LanguageModelHead> LoadHead() const;
   // For positions 0..length-1. transformers' default, linear, dynamic, llama3 and yarn scalings,
-  // yarn's attention factor included; float32 inside, rounded to the compute dtype as transformers does.
+  // yarn's attention factor included; float32 inside, rounded to the compute dtype as transformers
+  // does.
   RotaryTable MakeRotaryTable(int64_t length) const;
 
  private:

@@ -1,0 +1,150 @@
+#include "models/rotary.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+namespace ptq {
+namespace {
+
+constexpr double kTwoPi = 2 * std::numbers::pi;
+
+int64_t OriginalLength(const ModelConfig& config) {
+  return config.rope.original_max_position_embeddings > 0
+             ? config.rope.original_max_position_embeddings
+             : config.max_position_embeddings;
+}
+
+// base^(2i / dim) for i = 0..dim/2-1, the wavelengths over 2 pi.
+at::Tensor Wavelengths(double base, int64_t dim) {
+  return at::pow(at::Scalar(base), at::arange(0, dim, 2, at::kFloat) / dim);
+}
+
+// The base that spreads the frequencies over `length` positions. transformers computes it in
+// float32 where the length decides (NTK-aware scaling, "dynamic").
+at::Tensor DynamicInverseFrequencies(const ModelConfig& config, int64_t length) {
+  const int64_t dim = config.head_dim;
+  const int64_t trained = config.max_position_embeddings;
+  if (length <= trained) {
+    return Wavelengths(config.rope.theta, dim).reciprocal();
+  }
+  const at::Tensor ratio = at::scalar_tensor(length, at::kLong) * config.rope.factor / trained;
+  const double exponent = static_cast<double>(dim) / static_cast<double>(dim - 2);
+  const at::Tensor base = at::pow(ratio - (config.rope.factor - 1), exponent) * config.rope.theta;
+  return at::pow(base, at::arange(0, dim, 2, at::kFloat) / dim).reciprocal();
+}
+
+// Long wavelengths are divided by the factor, short ones kept, those between interpolated.
+at::Tensor Llama3InverseFrequencies(const ModelConfig& config) {
+  const RopeConfig& rope = config.rope;
+  const auto trained = static_cast<double>(OriginalLength(config));
+  const double longest = trained / rope.low_freq_factor;
+  const double shortest = trained / rope.high_freq_factor;
+  const at::Tensor inverse = Wavelengths(rope.theta, config.head_dim).reciprocal();
+  const at::Tensor wavelength = inverse.reciprocal() * kTwoPi;
+  const at::Tensor scaled = at::where(wavelength > longest, inverse / rope.factor, inverse);
+  const at::Tensor smooth = (wavelength.reciprocal() * trained - rope.low_freq_factor) /
+                            (rope.high_freq_factor - rope.low_freq_factor);
+  const at::Tensor smoothed = (1 - smooth) * scaled / rope.factor + smooth * scaled;
+  const at::Tensor between = at::logical_and(wavelength >= shortest, wavelength <= longest);
+  return at::where(between, smoothed, scaled);
+}
+
+// The (fractional) index of the frequency that turns `rotations` times within the trained length.
+double YarnCorrectionIndex(const ModelConfig& config, double rotations) {
+  const auto dim = static_cast<double>(config.head_dim);
+  return dim * std::log(static_cast<double>(OriginalLength(config)) / (rotations * kTwoPi)) /
+         (2 * std::log(config.rope.theta));
+}
+
+// Frequencies that turn often are kept, slow ones are divided by the factor, with a linear ramp
+// between.
+at::Tensor YarnInverseFrequencies(const ModelConfig& config) {
+  const RopeConfig& rope = config.rope;
+  double low = YarnCorrectionIndex(config, rope.beta_fast);
+  double high = YarnCorrectionIndex(config, rope.beta_slow);
+  if (rope.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, static_cast<double>(config.head_dim - 1));
+  if (low == high) {
+    high += 0.001;  // transformers' guard against an empty ramp
+  }
+  const at::Tensor ramp =
+      ((at::arange(config.head_dim / 2, at::kFloat) - low) / (high - low)).clamp(0, 1);
+  const at::Tensor wavelengths = Wavelengths(rope.theta, config.head_dim);
+  const at::Tensor kept = wavelengths.reciprocal();
+  const at::Tensor stretched = (wavelengths * rope.factor).reciprocal();
+  const at::Tensor keep = 1 - ramp;
+  return stretched * (1 - keep) + kept * keep;
+}
+
+double YarnMagnitude(double factor, double mscale) {
+  return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+double YarnAttentionFactor(const RopeConfig& rope) {
+  if (rope.attention_factor != 0) {
+    return rope.attention_factor;
+  }
+  if (rope.mscale != 0 && rope.mscale_all_dim != 0) {
+    return YarnMagnitude(rope.factor, rope.mscale) /
+           YarnMagnitude(rope.factor, rope.mscale_all_dim);
+  }
+  return YarnMagnitude(rope.factor, 1.0);
+}
+
+}  // namespace
+
+RotaryFrequencies ComputeRotaryFrequencies(const ModelConfig& config, int64_t length) {
+  RotaryFrequencies frequencies;
+  switch (config.rope.type) {
+    case RopeConfig::Type::kDefault:
+      frequencies.inverse = Wavelengths(config.rope.theta, config.head_dim).reciprocal();
+      break;
+    case RopeConfig::Type::kLinear:
+      frequencies.inverse =
+          Wavelengths(config.rope.theta, config.head_dim).reciprocal() / config.rope.factor;
+      break;
+    case RopeConfig::Type::kDynamic:
+      frequencies.inverse = DynamicInverseFrequencies(config, length);
+      break;
+    case RopeConfig::Type::kLlama3:
+      frequencies.inverse = Llama3InverseFrequencies(config);
+      break;
+    case RopeConfig::Type::kYarn:
+      frequencies.inverse = YarnInverseFrequencies(config);
+      frequencies.attention_factor = YarnAttentionFactor(config.rope);
+      break;
+  }
+  return frequencies;
+}
+
+RotaryTable ComputeRotaryTable(const ModelConfig& config, int64_t length, at::ScalarType dtype,
+                               at::Device device) {
+  const RotaryFrequencies frequencies = ComputeRotaryFrequencies(config, length);
+  const at::Tensor angles =
+      at::arange(length, at::kFloat).unsqueeze(-1) * frequencies.inverse;  // [T, head_dim / 2]
+  const at::Tensor both = at::cat({angles, angles}, -1);
+  const auto finish = [&](const at::Tensor& values) {
+    return (values * frequencies.attention_factor).to(at::TensorOptions(device).dtype(dtype));
+  };
+  return {finish(both.cos()), finish(both.sin())};
+}
+
+at::Tensor ApplyRotary(const at::Tensor& states, const RotaryTable& rotary) {
+  const int64_t half = states.size(-1) / 2;
+  const at::Tensor cos = rotary.cos.unsqueeze(1);  // [T, 1, head_dim]
+  // (x1, x2) -> (-x2, x1) as a roll by half a head with the sign moved to the sine: the same bits
+  // in two passes less, forward and backward.
+  const at::Tensor sin =
+      at::cat({rotary.sin.narrow(-1, 0, half).neg(), rotary.sin.narrow(-1, half, half)}, -1)
+          .unsqueeze(1);
+  return states * cos + states.roll({half}, {-1}) * sin;
+}
+
+}  // namespace ptq

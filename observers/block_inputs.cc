@@ -1,0 +1,36 @@
+#include "observers/block_inputs.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones.h>
+
+#include <algorithm>
+
+namespace ptq {
+
+at::Tensor RunBlock(const DecoderBlock& block, const at::Tensor& inputs, const RotaryTable& rotary,
+                    int64_t batch, const LinearFunction& apply) {
+  at::Tensor outputs = at::empty_like(inputs, at::MemoryFormat::Contiguous);
+  RunBlockInto(block, inputs, rotary, batch, apply, outputs);
+  return outputs;
+}
+
+void RunBlockInto(const DecoderBlock& block, const at::Tensor& inputs, const RotaryTable& rotary,
+                  int64_t batch, const LinearFunction& apply, at::Tensor& outputs) {
+  at::NoGradGuard no_grad;
+  const int64_t samples = inputs.size(0);
+  for (int64_t begin = 0; begin < samples; begin += batch) {
+    const int64_t count = std::min(batch, samples - begin);
+    const at::Tensor input = inputs.narrow(0, begin, count);
+    outputs.narrow(0, begin, count)
+        .copy_(apply ? block.Forward(input, rotary, apply) : block.Forward(input, rotary));
+  }
+}
+
+at::Tensor LastPositionMask(int64_t samples, int64_t length, at::Device device) {
+  at::Tensor mask = at::ones({samples, length}, at::TensorOptions(device).dtype(at::kFloat));
+  mask.select(1, length - 1).zero_();
+  return mask;
+}
+
+}  // namespace ptq

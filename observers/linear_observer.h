@@ -25,21 +25,29 @@ class LinearObserver {
  public:
   explicit LinearObserver(const DecoderBlock& block);
 
-  // A LinearFunction that records the input and applies the block's own weight. Valid as long as the
-  // observer and the block.
+  // A LinearFunction that records the input and applies the block's own weight. Valid as long as
+  // the observer and the block.
   LinearFunction Observe();
-  // By linear index; layers that saw no token have tokens == 0 and undefined tensors.
+  // Records `input` [..., K] of linear `index` alone. Equal calls in equal order give equal bits.
+  // Throws c10::Error if layers that shared an input before no longer do.
+  void Record(size_t index, const at::Tensor& input);
+  // By linear index; layers that saw no token have tokens == 0 and undefined tensors. The Hessians
+  // are exactly symmetric. Leaves the observer empty.
   std::vector<LinearStatistics> Finish();
 
  private:
   const DecoderBlock& block_;
   std::vector<LinearStatistics> statistics_;
-  at::Tensor last_input_;        // the tensor that the previous linear saw,
-  at::Tensor last_hessian_;      // and where it was added
+  // Linear i is summed in the Hessian of linear leaders_[i] (itself, or the first one that saw the
+  // same tensor); -1: it saw nothing yet.
+  std::vector<int64_t> leaders_;
+  at::Tensor last_input_;     // the tensor that the previous linear saw (held, so that its address
+  int64_t last_leader_ = -1;  // isn't reused), and where it was summed
 };
 
-// mean((X W - X Ŵ)²) over tokens and outputs, from the Hessian: tr(ΔW H ΔWᵀ) / (n N).
-// weight and quantized [N, K].
+// mean((X W - X Ŵ)²) over tokens and outputs, from the Hessian: tr(ΔW H ΔWᵀ) / (n N). weight and
+// quantized [N, K], on the Hessian's device; statistics.tokens > 0. Products in float32, the sum in
+// float64.
 double OutputMse(const LinearStatistics& statistics, const at::Tensor& weight,
                  const at::Tensor& quantized);
 // mean((X W)²), the denominator of relative_error.
