@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
-#include <set>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -14,7 +14,6 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
-#include "common/status_util.h"
 #include "formats/headers/quote.h"
 
 namespace ptq {
@@ -132,59 +131,62 @@ QuantizationScheme Apply(const SchemeRule& rule, QuantizationScheme scheme) {
   return scheme;
 }
 
-// Layers of one kind that a group size does not divide: the same name but for the block's number.
-struct Misfit {
-  int64_t group_size = 0;
-  int64_t in_features = 0;
-  std::vector<std::string> modules;
-  std::vector<int64_t> blocks;
+// "model.layers." and ".mlp.down_proj": a layer's name around its block's number.
+struct LayerKind {
+  std::string before;
+  std::string after;
+  auto operator<=>(const LayerKind&) const = default;
 };
 
-// The name with "{}" in place of the block's number.
-std::string KindOf(const EffectiveScheme& layer) {
+LayerKind KindOf(const EffectiveScheme& layer) {
   const std::string number = "." + std::to_string(layer.block) + ".";
   const size_t at = layer.module.find(number);
-  if (at == std::string::npos) return layer.module;
-  return layer.module.substr(0, at) + ".{}." + layer.module.substr(at + number.size());
+  if (at == std::string::npos) return {layer.module, ""};
+  return {layer.module.substr(0, at + 1), layer.module.substr(at + number.size() - 1)};
 }
 
-// A pattern that matches these layers and no others.
-std::string PatternFor(const std::string& kind, const Misfit& misfit, int64_t block_count) {
-  const size_t hole = kind.find("{}");
-  if (hole == std::string::npos) return RE2::QuoteMeta(kind);
-  std::string number = "\\d+";
-  if (static_cast<int64_t>(misfit.blocks.size()) < block_count) {
-    number = "(" + absl::StrJoin(misfit.blocks, "|") + ")";
-  }
-  return RE2::QuoteMeta(kind.substr(0, hole)) + number + RE2::QuoteMeta(kind.substr(hole + 2));
+// The layers of one kind, in the blocks of `numbers` or, where that is empty, in all.
+std::string Spell(const LayerKind& kind, const std::string& numbers, bool as_pattern) {
+  if (kind.after.empty()) return as_pattern ? RE2::QuoteMeta(kind.before) : kind.before;
+  if (!as_pattern) return kind.before + (numbers.empty() ? "*" : "{" + numbers + "}") + kind.after;
+  const std::string middle = numbers.empty() ? "\\d+" : "(" + numbers + ")";
+  return RE2::QuoteMeta(kind.before) + middle + RE2::QuoteMeta(kind.after);
 }
 
 absl::Status CheckGroupSizes(const std::vector<EffectiveScheme>& layers) {
-  std::map<std::pair<std::string, int64_t>, Misfit> misfits;
+  struct Sizes {
+    int64_t group_size;
+    int64_t in_features;
+    auto operator<=>(const Sizes&) const = default;
+  };
+  std::map<Sizes, std::map<LayerKind, std::vector<int64_t>>> misfits;  // to blocks
   int64_t block_count = 0;
   for (const EffectiveScheme& layer : layers) {
     block_count = std::max(block_count, layer.block + 1);
     if (!layer.scheme.has_value()) continue;
     const int64_t group_size = layer.scheme->group_size;
     if (group_size <= 0 || layer.in_features % group_size == 0) continue;
-    Misfit& misfit = misfits[{KindOf(layer), group_size}];
-    misfit.group_size = group_size;
-    misfit.in_features = layer.in_features;
-    misfit.modules.push_back(layer.module);
-    misfit.blocks.push_back(layer.block);
+    misfits[{group_size, layer.in_features}][KindOf(layer)].push_back(layer.block);
   }
   if (misfits.empty()) return absl::OkStatus();
-  std::vector<std::string> what;
-  std::vector<std::string> rules;
-  for (const auto& [key, misfit] : misfits) {
-    what.push_back(absl::StrFormat("group_size %d does not divide the in_features %d of %s",
-                                   misfit.group_size, misfit.in_features,
-                                   ListSome(misfit.modules, 3)));
-    rules.push_back("--rule '" + PatternFor(key.first, misfit, block_count) + ":skip'");
+  std::vector<std::string> complaints;
+  std::vector<std::string> patterns;
+  for (const auto& [sizes, kinds] : misfits) {
+    std::vector<std::string> names;
+    for (const auto& [kind, blocks] : kinds) {
+      const bool all = static_cast<int64_t>(blocks.size()) == block_count;
+      names.push_back(Spell(kind, all ? "" : absl::StrJoin(blocks, ","), false));
+      patterns.push_back(Spell(kind, all ? "" : absl::StrJoin(blocks, "|"), true));
+    }
+    complaints.push_back(
+        absl::StrFormat("group_size %d does not divide in_features %d of %s (but %d does)",
+                        sizes.group_size, sizes.in_features, absl::StrJoin(names, ", "),
+                        std::gcd(sizes.group_size, sizes.in_features)));
   }
-  return absl::InvalidArgumentError(absl::StrFormat(
-      "%s: choose a group size that divides, or leave the layers alone with %s before other rules",
-      absl::StrJoin(what, "; "), absl::StrJoin(rules, " ")));
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s; choose another group size, or leave these layers alone by a first "
+                      "--rule '%s:skip'",
+                      absl::StrJoin(complaints, "; "), absl::StrJoin(patterns, "|")));
 }
 
 }  // namespace

@@ -1,0 +1,338 @@
+// Output folders: what is in them, bit for bit, and what the exporters refuse.
+#include <gtest/gtest.h>
+
+#include "common/sha256.h"
+#include "formats/checkpoint_exporter.h"
+#include "formats/headers/safetensors_header.h"
+#include "tests/formats/tiny_checkpoint.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ptq {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using testing::IsOk;
+using ::testing::Not;
+using testing::StatusIs;
+
+constexpr char kQProj[] = "model.layers.0.self_attn.q_proj";
+
+class ExporterTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = ::testing::TempDir() + "/exporter_" +
+            ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    ASSERT_THAT(RemoveTree(root_), IsOk());
+    ASSERT_THAT(MakeDirectories(root_ + "/out"), IsOk());
+  }
+  void WriteSource(bool tied, at::ScalarType dtype = at::kBFloat16) {
+    ASSERT_THAT(testing::WriteTinyCheckpoint(root_ + "/source", tied, dtype), IsOk());
+    PTQ_ASSERT_OK_AND_ASSIGN(source_, InspectCheckpoint(root_ + "/source"));
+    PTQ_ASSERT_OK_AND_ASSIGN(reader_, SafetensorsCheckpointReader::Open(source_.index));
+  }
+  // Both blocks and the rest.
+  absl::Status WriteAll(CheckpointExporter& exporter, const ExportPlan& plan) {
+    at::manual_seed(5);
+    for (int64_t block = 0; block < 2; ++block) {
+      PTQ_RETURN_IF_ERROR(
+          exporter.WriteBlock(block, testing::RandomBlock(plan, block), *reader_).status());
+    }
+    return exporter.Finalize(*reader_);
+  }
+  std::string Out(const std::string& name) const { return root_ + "/out/" + name; }
+
+  std::string root_;
+  CheckpointInspection source_;
+  std::unique_ptr<SafetensorsCheckpointReader> reader_;
+};
+
+void ExpectSameRecord(const AffineQuantizedTensor& a, const AffineQuantizedTensor& b) {
+  EXPECT_TRUE(a.int_data.equal(b.int_data));
+  EXPECT_EQ(a.scale.scalar_type(), b.scale.scalar_type());
+  EXPECT_TRUE(a.scale.equal(b.scale));
+  EXPECT_EQ(a.zero_point.scalar_type(), b.zero_point.scalar_type());
+  EXPECT_TRUE(a.zero_point.equal(b.zero_point));
+  EXPECT_EQ(a.block_size, b.block_size);
+  EXPECT_EQ(a.quant_min, b.quant_min);
+  EXPECT_EQ(a.quant_max, b.quant_max);
+  EXPECT_EQ(a.zero_point_domain, b.zero_point_domain);
+  EXPECT_EQ(a.mapping_type, b.mapping_type);
+  EXPECT_EQ(a.bits, b.bits);
+  EXPECT_EQ(a.original_dtype, b.original_dtype);
+}
+
+struct Scheme {
+  const char* name;
+  QuantizationScheme scheme;
+};
+
+class ExporterSchemeTest : public ExporterTest, public ::testing::WithParamInterface<Scheme> {};
+
+TEST_P(ExporterSchemeTest, RecordsComeBackFromBothFormats) {
+  WriteSource(/*tied=*/false);
+  const ExportPlan plan = testing::PlanFor(source_, GetParam().scheme);
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto affine, MakeAffineExporter(plan, root_ + "/out"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto dequantized,
+                           MakeDequantizedExporter(plan, root_ + "/out", root_ + "/records"));
+  const auto written = testing::RandomBlock(plan, 1);
+  for (CheckpointExporter* exporter : {affine.get(), dequantized.get()}) {
+    ASSERT_THAT(exporter->WriteBlock(1, written, *reader_), IsOk());
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto read, exporter->ReadBlock(1));
+    ASSERT_EQ(read.size(), 7u);
+    for (size_t i = 0; i < read.size(); ++i) {
+      SCOPED_TRACE(read[i].module);
+      EXPECT_EQ(read[i].module, written[i].module);
+      ExpectSameRecord(read[i].weight, written[i].weight);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Schemes, ExporterSchemeTest,
+    ::testing::Values(Scheme{"w4g32", {.bits = 4, .group_size = 32}},
+                      Scheme{"w2g32asym", {.bits = 2, .group_size = 32, .symmetric = false}},
+                      Scheme{"w3channel", {.bits = 3, .group_size = -1}},
+                      Scheme{"w5tensor", {.bits = 5, .group_size = 0, .symmetric = false}},
+                      Scheme{"w8channel", {.bits = 8, .group_size = -1}},
+                      Scheme{"w8channelasym", {.bits = 8, .group_size = -1, .symmetric = false}},
+                      Scheme{"w4torchao", {4, 32, true, ScaleRule::kTorchao}},
+                      Scheme{"w8torchao", {8, -1, true, ScaleRule::kTorchao}}),
+    [](const auto& info) { return info.param.name; });
+
+TEST_F(ExporterTest, GoldenTensors) {
+  // formats.md §13.1.
+  WriteSource(true);
+  const QuantizationScheme scheme = {.bits = 4, .group_size = 32, .symmetric = false};
+  const ExportPlan plan = testing::PlanFor(source_, scheme);
+  auto modules = testing::RandomBlock(plan, 0);
+  ASSERT_EQ(modules[0].module, kQProj);
+  AffineQuantizedTensor& golden = modules[0].weight;
+  for (int64_t n = 0; n < 32; ++n) {
+    for (int64_t k = 0; k < 64; ++k) {
+      const int64_t code = (7 * n + 3 * k + (n * k) % 5) % 16;
+      golden.int_data.mutable_data_ptr<int8_t>()[n * 64 + k] = static_cast<int8_t>(code - 8);
+    }
+    for (int64_t g = 0; g < 2; ++g) {
+      const int64_t zero = 1 + (n + 3 * g) % 15;
+      golden.zero_point.mutable_data_ptr<int32_t>()[n * 2 + g] = static_cast<int32_t>(zero - 8);
+      golden.scale.mutable_data_ptr<at::Half>()[n * 2 + g] =
+          static_cast<float>(n + 1 + 2 * g) / 64.0f;
+    }
+  }
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto digest, exporter->WriteBlock(0, modules, *reader_));
+  const std::string path = Out(exporter->ShardName(1));
+  EXPECT_EQ(path, Out("model-00002-of-00004.safetensors"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const std::string bytes, ReadFile(path));
+  EXPECT_EQ(Sha256Hex(bytes), digest);
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto file, ReadableFile::Open(path));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto header, ReadSafetensorsHeader(file));
+  std::map<std::string, std::string> digests;
+  for (const TensorInfo& tensor : header.tensors) {
+    digests[tensor.name] = Sha256Hex(
+        std::string_view(bytes).substr(static_cast<size_t>(header.data_offset + tensor.begin),
+                                       static_cast<size_t>(tensor.bytes())));
+  }
+  const std::string prefix = std::string(kQProj) + "._weight_";
+  EXPECT_EQ(digests[prefix + "qdata"],
+            "82fe46a5834ca86247bd376e6b06f083774e87d3eea1eacc27df57e147120397");
+  EXPECT_EQ(digests[prefix + "zero_point"],
+            "399a69f25ed72455aade9dc6adb35d3982e73cfd9560661942b422a362513a0e");
+  EXPECT_EQ(digests[prefix + "scale"],
+            "315e59c7498780a7be040381d3553ac8f782815c7b5bdbf2e654eb69d6dbd093");
+  // Every shard lists all parameters of the model, of other shards too.
+  EXPECT_TRUE(header.metadata.contains("model.layers.1.mlp.down_proj.weight"));
+  EXPECT_TRUE(header.metadata.contains("model.norm.weight"));
+  EXPECT_FALSE(header.metadata.contains("lm_head.weight"));
+}
+
+TEST_F(ExporterTest, AffineFolderIsComplete) {
+  WriteSource(/*tied=*/false);
+  ASSERT_THAT(WriteFileAtomically(root_ + "/source/tokenizer.json", "{ }"), IsOk());
+  ASSERT_THAT(WriteFileAtomically(root_ + "/source/pytorch_model.bin.index.json", "{}"), IsOk());
+  ExportPlan plan =
+      testing::PlanFor(source_, {.bits = 4, .group_size = 32}, {"model.layers.1.mlp.up_proj"});
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
+  ASSERT_THAT(WriteAll(*exporter, plan), IsOk());
+
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
+  EXPECT_THAT(names,
+              ElementsAre("config.json", "generation_config.json",
+                          "model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors",
+                          "model-00003-of-00004.safetensors", "model-00004-of-00004.safetensors",
+                          "model.safetensors.index.json", "tokenizer.json"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto generation, ReadFile(Out("generation_config.json")));
+  EXPECT_EQ(generation, "{\"x\":  1}");
+
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto config_text, ReadFile(Out("config.json")));
+  PTQ_ASSERT_OK_AND_ASSIGN(Json config, ParseJson(config_text));
+  EXPECT_EQ(config["quantization_config"]["modules_to_not_convert"],
+            Json({"lm_head", "model.layers.1.mlp.up_proj"}));
+  config.erase("quantization_config");
+  EXPECT_EQ(DumpJson(config), DumpJson(testing::TinyConfig(false)));
+
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto index_text, ReadFile(Out("model.safetensors.index.json")));
+  PTQ_ASSERT_OK_AND_ASSIGN(const Json index, ParseJson(index_text));
+  const Json& map = index["weight_map"];
+  EXPECT_EQ(map["model.embed_tokens.weight"], "model-00001-of-00004.safetensors");
+  EXPECT_EQ(map[std::string(kQProj) + "._weight_scale"], "model-00002-of-00004.safetensors");
+  EXPECT_EQ(map["model.layers.1.mlp.up_proj.weight"], "model-00003-of-00004.safetensors");
+  EXPECT_EQ(map["model.norm.weight"], "model-00004-of-00004.safetensors");
+  EXPECT_EQ(map["lm_head.weight"], "model-00004-of-00004.safetensors");
+
+  // Read as any checkpoint: files, index and tensors close, total_size is right, plain tensors
+  // equal.
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto written, CheckpointIndex::Open(root_ + "/out"));
+  EXPECT_EQ(written.tensors().size(), map.size());
+  EXPECT_EQ(written.total_bytes(), index["metadata"]["total_size"].get<int64_t>());
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto out, SafetensorsCheckpointReader::Open(written));
+  for (const char* name : {"lm_head.weight", "model.layers.1.mlp.up_proj.weight",
+                           "model.layers.0.input_layernorm.weight"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor copied, out->Read(name));
+    PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor original, reader_->Read(name));
+    EXPECT_EQ(copied.scalar_type(), original.scalar_type()) << name;
+    EXPECT_TRUE(copied.equal(original)) << name;
+  }
+}
+
+TEST_F(ExporterTest, DequantizedFolderIsAPlainCheckpoint) {
+  WriteSource(/*tied=*/true);
+  const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter,
+                           MakeDequantizedExporter(plan, root_ + "/out", root_ + "/records"));
+  ASSERT_THAT(WriteAll(*exporter, plan), IsOk());
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto original, ReadFile(root_ + "/source/config.json"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto copied, ReadFile(Out("config.json")));
+  EXPECT_EQ(original, copied);
+
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto written, InspectCheckpoint(root_ + "/out"));
+  EXPECT_EQ(written.index.tensors().size(), source_.index.tensors().size());
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto out, SafetensorsCheckpointReader::Open(written.index));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto records, exporter->ReadBlock(0));
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor weight, out->Read(records[3].module + ".weight"));
+  EXPECT_EQ(weight.scalar_type(), at::kBFloat16);
+  EXPECT_TRUE(weight.equal(Dequantize(records[3].weight, at::kBFloat16)));
+}
+
+TEST_F(ExporterTest, SameRecordsGiveTheSameBytes) {
+  WriteSource(true);
+  const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  const auto modules = testing::RandomBlock(plan, 0);
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto first, exporter->WriteBlock(0, modules, *reader_));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto read, exporter->ReadBlock(0));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto again, MakeAffineExporter(plan, root_ + "/out"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto second, again->WriteBlock(0, read, *reader_));
+  EXPECT_EQ(first, second);
+}
+
+TEST_F(ExporterTest, DamagedShardsAreDataLoss) {
+  WriteSource(true);
+  const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
+  EXPECT_THAT(exporter->ReadBlock(0), StatusIs(absl::StatusCode::kNotFound, HasSubstr("00002-of")));
+  ASSERT_THAT(exporter->WriteBlock(0, testing::RandomBlock(plan, 0), *reader_), IsOk());
+  const std::string path = Out(exporter->ShardName(1));
+  PTQ_ASSERT_OK_AND_ASSIGN(const std::string good, ReadFile(path));
+
+  const auto with = [&](const std::string& bytes) {
+    EXPECT_THAT(WriteFileAtomically(path, bytes), IsOk());
+    return exporter->ReadBlock(0).status();
+  };
+  EXPECT_THAT(with(good), IsOk());
+  constexpr auto kDataLoss = absl::StatusCode::kDataLoss;
+  EXPECT_THAT(with(good.substr(0, good.size() - 1)), StatusIs(kDataLoss, HasSubstr("00002-of")));
+  EXPECT_THAT(with(good.substr(0, 20)), StatusIs(kDataLoss, HasSubstr("00002-of")));
+  std::string code_out_of_range =
+      good;  // the last tensor by name is a zero point: a code before it
+  const auto zero_points = good.size() - 1;
+  code_out_of_range[zero_points] = 1;
+  EXPECT_THAT(with(code_out_of_range), StatusIs(kDataLoss, HasSubstr("v_proj")));
+  std::string other_metadata = good;
+  other_metadata.replace(other_metadata.find("int4"), 4, "int5");
+  EXPECT_THAT(with(other_metadata), StatusIs(kDataLoss, HasSubstr("another scheme")));
+}
+
+TEST_F(ExporterTest, RecordsThatDoNotFitThePlanAreRefused) {
+  WriteSource(true);
+  const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
+  const auto good = testing::RandomBlock(plan, 0);
+  const auto with = [&](auto change) {
+    auto modules = good;
+    change(modules[0].weight);
+    return exporter->WriteBlock(0, modules, *reader_).status();
+  };
+  const auto refused = [](const char* field) {
+    return StatusIs(absl::StatusCode::kFailedPrecondition,
+                    AllOf(HasSubstr(kQProj), HasSubstr(field)));
+  };
+  using Record = AffineQuantizedTensor;
+  EXPECT_THAT(with([](Record& r) { r.bits = 3; }), refused("bits"));
+  EXPECT_THAT(with([](Record& r) { r.quant_min = -7; }), refused("quant_min"));
+  EXPECT_THAT(with([](Record& r) { r.block_size = {1, 64}; }), refused("block_size"));
+  EXPECT_THAT(with([](Record& r) { r.int_data = r.int_data.to(at::kInt); }), refused("int_data"));
+  EXPECT_THAT(with([](Record& r) { r.int_data = r.int_data + 9; }), refused("int_data"));
+  EXPECT_THAT(with([](Record& r) { r.scale = r.scale.to(at::kFloat); }), refused("scale"));
+  EXPECT_THAT(with([](Record& r) { r.scale = r.scale * 0; }), refused("scale holds 0"));
+  EXPECT_THAT(with([](Record& r) { r.scale = r.scale / 0; }), refused("scale holds NaN"));
+  EXPECT_THAT(with([](Record& r) { r.zero_point = r.zero_point + 1; }), refused("symmetric"));
+  EXPECT_THAT(with([](Record& r) { r.zero_point_domain = ZeroPointDomain::kFloat; }),
+              refused("zero_point_domain"));
+  EXPECT_THAT(exporter->WriteBlock(0, {good.begin(), good.end() - 1}, *reader_),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("6 modules")));
+  EXPECT_THAT(exporter->WriteBlock(2, good, *reader_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("block 2")));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
+  EXPECT_TRUE(names.empty());
+}
+
+TEST_F(ExporterTest, PlansThatDoNotFitTheModelAreRefused) {
+  WriteSource(true);
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  plan.modules[0].module = "model.embed_tokens";
+  EXPECT_THAT(MakeAffineExporter(plan, root_ + "/out"),
+              StatusIs(kInvalid, HasSubstr("model.embed_tokens")));
+  plan = testing::PlanFor(source_, {.bits = 4, .group_size = 48});
+  EXPECT_THAT(MakeAffineExporter(plan, root_ + "/out"), StatusIs(kInvalid, HasSubstr("48")));
+  plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  plan.modules.push_back(plan.modules[0]);
+  EXPECT_THAT(MakeAffineExporter(plan, root_ + "/out"), StatusIs(kInvalid, HasSubstr("twice")));
+}
+
+TEST_F(ExporterTest, FinalizeNeedsEveryBlockAndWritesNoConfigBefore) {
+  WriteSource(true);
+  const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
+  ASSERT_THAT(exporter->WriteBlock(0, testing::RandomBlock(plan, 0), *reader_), IsOk());
+  EXPECT_THAT(exporter->Finalize(*reader_),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("model-00003-of-00004")));
+  EXPECT_FALSE(PathExists(Out("config.json")));
+  EXPECT_FALSE(PathExists(Out("model.safetensors.index.json")));
+}
+
+TEST_F(ExporterTest, NanInAnUnquantizedTensorIsNamedAndLeavesNoShard) {
+  WriteSource(true);
+  std::vector<NamedTensor> tensors;
+  for (const auto& [name, entry] : source_.index.tensors()) {
+    PTQ_ASSERT_OK_AND_ASSIGN(at::Tensor tensor, reader_->Read(name));
+    if (name == "model.layers.0.input_layernorm.weight") tensor.fill_(NAN);
+    tensors.push_back({name, tensor});
+  }
+  ASSERT_THAT(WriteSafetensors(root_ + "/source/model.safetensors", tensors, {{"format", "pt"}}),
+              IsOk());
+  PTQ_ASSERT_OK_AND_ASSIGN(auto index, CheckpointIndex::Open(root_ + "/source"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto reader, SafetensorsCheckpointReader::Open(index));
+  const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
+  EXPECT_THAT(exporter->WriteBlock(0, testing::RandomBlock(plan, 0), *reader),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("input_layernorm")));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
+  EXPECT_TRUE(names.empty());
+}
+
+}  // namespace
+}  // namespace ptq

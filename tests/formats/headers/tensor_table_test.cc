@@ -1,0 +1,179 @@
+// The Llama table against transformers' names, and checkpoints that contradict their config.
+#include "formats/headers/tensor_table.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tests/formats/headers/header_testing.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ptq {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using testing::FolderTest;
+using ::testing::HasSubstr;
+using testing::IsOk;
+using testing::StatusIs;
+using testing::TensorSketch;
+using testing::TinyModelConfig;
+
+std::map<std::string, std::vector<int64_t>> Shapes(const std::vector<TableTensor>& table) {
+  std::map<std::string, std::vector<int64_t>> shapes;
+  for (const TableTensor& tensor : table) shapes[tensor.name] = tensor.shape;
+  return shapes;
+}
+
+TEST(TensorTableTest, ListsALlamaInTheModelsOrder) {
+  const auto table = BuildTensorTable(TinyModelConfig({{"num_hidden_layers", 1}, {"head_dim", 8}}));
+  std::vector<std::string> names;
+  for (const TableTensor& tensor : table) names.push_back(tensor.name);
+  EXPECT_THAT(
+      names, ElementsAre(
+                 "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight",
+                 "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight",
+                 "model.layers.0.self_attn.v_proj.weight", "model.layers.0.self_attn.o_proj.weight",
+                 "model.layers.0.post_attention_layernorm.weight",
+                 "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight",
+                 "model.layers.0.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight"));
+  const auto shapes = Shapes(table);
+  EXPECT_THAT(shapes.at("model.embed_tokens.weight"), ElementsAre(32, 16));
+  EXPECT_THAT(shapes.at("model.layers.0.self_attn.q_proj.weight"), ElementsAre(32, 16));
+  EXPECT_THAT(shapes.at("model.layers.0.self_attn.k_proj.weight"), ElementsAre(16, 16));
+  EXPECT_THAT(shapes.at("model.layers.0.self_attn.o_proj.weight"), ElementsAre(16, 32));
+  EXPECT_THAT(shapes.at("model.layers.0.mlp.gate_proj.weight"), ElementsAre(24, 16));
+  EXPECT_THAT(shapes.at("model.layers.0.mlp.down_proj.weight"), ElementsAre(16, 24));
+  EXPECT_THAT(shapes.at("model.norm.weight"), ElementsAre(16));
+  EXPECT_EQ(table[2].module, "model.layers.0.self_attn.q_proj");
+  EXPECT_EQ(table[2].role, TensorRole::kLinearWeight);
+  EXPECT_EQ(table[2].block, 0);
+  EXPECT_EQ(table.front().role, TensorRole::kEmbedding);
+  EXPECT_EQ(table.back().role, TensorRole::kHead);
+  EXPECT_EQ(table.back().block, -1);
+}
+
+TEST(TensorTableTest, OptionsAddBiasesAndTakeTheHead) {
+  const auto plain = Shapes(BuildTensorTable(TinyModelConfig()));
+  const auto attention = Shapes(BuildTensorTable(TinyModelConfig({{"attention_bias", true}})));
+  EXPECT_EQ(attention.size(), plain.size() + 2 * 4);
+  EXPECT_THAT(attention.at("model.layers.1.self_attn.k_proj.bias"), ElementsAre(8));
+  EXPECT_THAT(attention.at("model.layers.1.self_attn.o_proj.bias"), ElementsAre(16));
+  const auto mlp = Shapes(BuildTensorTable(TinyModelConfig({{"mlp_bias", true}})));
+  EXPECT_EQ(mlp.size(), plain.size() + 2 * 3);
+  EXPECT_THAT(mlp.at("model.layers.0.mlp.up_proj.bias"), ElementsAre(24));
+  EXPECT_THAT(mlp.at("model.layers.0.mlp.down_proj.bias"), ElementsAre(16));
+  const auto tied = Shapes(BuildTensorTable(TinyModelConfig({{"tie_word_embeddings", true}})));
+  EXPECT_EQ(tied.size(), plain.size() - 1);
+  EXPECT_EQ(tied.count("lm_head.weight"), 0u);
+}
+
+TEST(TensorTableTest, KnowsItsFamilies) {
+  EXPECT_TRUE(IsSupportedModelType("llama"));
+  EXPECT_FALSE(IsSupportedModelType("mamba"));
+  EXPECT_THAT(SupportedModelTypes(), ElementsAre("llama"));
+  EXPECT_EQ(ArchitectureOf("llama"), "LlamaForCausalLM");
+  EXPECT_EQ(ArchitectureOf("mamba"), "");
+}
+
+class CheckAgainstTableTest : public FolderTest {
+ protected:
+  void SetUp() override {
+    FolderTest::SetUp();
+    tensors_ = testing::TensorsOf(config_);
+  }
+  absl::Status Check() {
+    Write("model.safetensors", testing::SafetensorsFile(tensors_));
+    auto index = CheckpointIndex::Open(folder_);
+    EXPECT_THAT(index, IsOk());
+    return CheckAgainstTable(*index, config_);
+  }
+  void ExpectRefused(const std::string& tensor, const std::string& why) {
+    EXPECT_THAT(Check(), StatusIs(absl::StatusCode::kInvalidArgument,
+                                  AllOf(HasSubstr(tensor), HasSubstr(why))));
+  }
+  TensorSketch& Tensor(const std::string& name) { return *testing::FindSketch(&tensors_, name); }
+
+  ModelConfig config_ = TinyModelConfig();
+  std::vector<TensorSketch> tensors_;
+};
+
+TEST_F(CheckAgainstTableTest, AcceptsWhatTheConfigDescribes) {
+  EXPECT_THAT(Check(), IsOk());
+  Tensor("model.norm.weight").dtype = DType::kF32;
+  Tensor("lm_head.weight").dtype = DType::kF16;
+  EXPECT_THAT(Check(), IsOk());
+}
+
+TEST_F(CheckAgainstTableTest, AcceptsWhatTransformersIgnores) {
+  tensors_.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", DType::kF32, {2}});
+  EXPECT_THAT(Check(), IsOk());
+  config_.tie_word_embeddings = true;  // and lm_head.weight is still there
+  EXPECT_THAT(Check(), IsOk());
+}
+
+TEST_F(CheckAgainstTableTest, NamesAMissingTensorAndTheKeyThatAsksForIt) {
+  testing::EraseSketch(&tensors_, "model.layers.1.mlp.up_proj.weight");
+  ExpectRefused("model.layers.1.mlp.up_proj.weight", "is missing");
+}
+
+TEST_F(CheckAgainstTableTest, NamesTheKeysOfOptions) {
+  config_.attention_bias = true;
+  ExpectRefused("model.layers.0.self_attn.q_proj.bias", "attention_bias is true");
+  config_.attention_bias = false;
+  config_.mlp_bias = true;
+  ExpectRefused("model.layers.0.mlp.gate_proj.bias", "mlp_bias is true");
+  config_.mlp_bias = false;
+  testing::EraseSketch(&tensors_, "lm_head.weight");
+  ExpectRefused("lm_head.weight", "tie_word_embeddings is false");
+}
+
+TEST_F(CheckAgainstTableTest, NamesAShapeThatDiffers) {
+  Tensor("model.layers.0.mlp.down_proj.weight").shape = {24, 16};
+  ExpectRefused("model.layers.0.mlp.down_proj.weight",
+                "has shape [24, 16], but config.json asks for [16, 24]");
+}
+
+TEST_F(CheckAgainstTableTest, LayersMustBeThoseOfTheConfig) {
+  config_.num_hidden_layers = 3;
+  ExpectRefused("model.layers.2.input_layernorm.weight", "num_hidden_layers is 3");
+  config_.num_hidden_layers = 1;
+  ExpectRefused("model.layers.1.", "1 blocks");
+}
+
+TEST_F(CheckAgainstTableTest, RefusesExtraTensorsInBlocks) {
+  tensors_.push_back({"model.layers.0.self_attn.q_proj.bias", DType::kBF16, {16}});
+  ExpectRefused("model.layers.0.self_attn.q_proj.bias", "attention_bias false");
+}
+
+TEST_F(CheckAgainstTableTest, RefusesOtherDtypes) {
+  Tensor("model.norm.weight").dtype = DType::kF64;
+  ExpectRefused("model.norm.weight", "dtype F64");
+  Tensor("model.norm.weight").dtype = DType::kBF16;
+  Tensor("model.layers.1.self_attn.v_proj.weight").dtype = DType::kF8E4M3;
+  ExpectRefused("model.layers.1.self_attn.v_proj.weight", "already quantized");
+}
+
+TEST_F(CheckAgainstTableTest, RecognisesQuantizedCheckpointsByTheirTensors) {
+  for (const char* name :
+       {"model.layers.0.mlp.up_proj.qweight", "model.layers.0.mlp.up_proj._weight_qdata",
+        "model.layers.0.mlp.up_proj.weight_packed", "model.layers.0.mlp.up_proj.weight_scale"}) {
+    tensors_.push_back({name, DType::kI32, {2, 2}});
+    ExpectRefused(name, "already quantized");
+    tensors_.pop_back();
+  }
+}
+
+TEST_F(CheckAgainstTableTest, UnknownTensorsOutsideOfBlocksAreListedNotRefused) {
+  tensors_.push_back({"score.weight", DType::kBF16, {2, 16}});
+  EXPECT_THAT(Check(), IsOk());
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto index, CheckpointIndex::Open(folder_));
+  EXPECT_THAT(TensorsOutsideTable(index, config_), ElementsAre("score.weight"));
+}
+
+}  // namespace
+}  // namespace ptq

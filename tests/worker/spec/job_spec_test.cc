@@ -1,0 +1,215 @@
+// job.json: the flags' names, defaults and ranges; what is wrong is named.
+#include "worker/spec/job_spec.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/testing/status_matchers.h"
+
+namespace ptq {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using testing::IsOk;
+using ::testing::StartsWith;
+using testing::StatusIs;
+
+constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
+
+JobSpec GoodSpec() {
+  JobSpec spec;
+  spec.model = "/models/m";
+  spec.calibration = "/data/c.jsonl";
+  return spec;
+}
+
+TEST(JobSpecTest, JsonHasEveryKeyInOrderWithItsDefault) {
+  JobSpec spec;
+  spec.model = "m";
+  EXPECT_EQ(DumpJson(JobSpecToJson(spec)),
+            R"({"model":"m","calibration":"","evaluation":"","algorithm":"auto-round","bits":4,)"
+            R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","iterations":200,)"
+            R"("batch_size":8,"samples":128,"sequence_length":2048,"seed":42,"device":"auto",)"
+            R"("evaluation_window":0,"evaluation_samples":128,"format":"affine","rule":[]})");
+}
+
+TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
+  JobSpec spec;
+  spec.model = "/models/größe";
+  spec.calibration = "c.txt";
+  spec.evaluation = "e.txt";
+  spec.algorithm = Algorithm::kOptRtn;
+  spec.bits = 3;
+  spec.group_size = -1;
+  spec.asymmetric = true;
+  spec.scale_rule = ScaleRule::kTorchao;
+  spec.iterations = 7;
+  spec.batch_size = 2;
+  spec.samples = 5;
+  spec.sequence_length = 64;
+  spec.seed = ~uint64_t{0};
+  spec.device = DeviceChoice::kCuda;
+  spec.evaluation_window = 32;
+  spec.evaluation_samples = 0;
+  spec.format = OutputFormat::kDequantized;
+  spec.rule = {"a.*:skip", "b:bits=8"};
+  // Both from the document in memory and from its text.
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec from_json, JobSpecFromJson(JobSpecToJson(spec)));
+  EXPECT_EQ(from_json, spec);
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec from_text,
+                           ParseJobSpec(DumpJsonPretty(JobSpecToJson(spec))));
+  EXPECT_EQ(from_text, spec);
+}
+
+TEST(JobSpecTest, AbsentKeysHaveDefaults) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(R"({"model":"m","bits":2})"));
+  JobSpec expected;
+  expected.model = "m";
+  expected.bits = 2;
+  EXPECT_EQ(spec, expected);
+  EXPECT_THAT(ParseJobSpec("{}"), StatusIs(kInvalid, StartsWith("model: missing")));
+}
+
+TEST(JobSpecTest, RefusesUnknownAndRepeatedKeys) {
+  EXPECT_THAT(ParseJobSpec(R"({"model":"m","group-size":64})"),
+              StatusIs(kInvalid, HasSubstr("unknown key \"group-size\"")));
+  EXPECT_THAT(ParseJobSpec(R"({"model":"m","bits":4,"bits":8})"),
+              StatusIs(kInvalid, HasSubstr("\"bits\" is repeated")));
+  EXPECT_THAT(ParseJobSpec("[]"), StatusIs(kInvalid, HasSubstr("not a JSON object")));
+  EXPECT_THAT(ParseJobSpec("{"), StatusIs(kInvalid, HasSubstr("JSON")));
+}
+
+TEST(JobSpecTest, RefusesWrongTypesByKey) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"model", "1"},
+      {"calibration", "null"},
+      {"evaluation", "[]"},
+      {"algorithm", "\"magic\""},
+      {"bits", "\"4\""},
+      {"bits", "4.0"},
+      {"bits", "4294967300"},
+      {"group_size", "true"},
+      {"asymmetric", "1"},
+      {"scale_rule", "\"x\""},
+      {"iterations", "1e2"},
+      {"batch_size", "null"},
+      {"samples", "{}"},
+      {"samples", "9223372036854775808"},
+      {"sequence_length", "\"\""},
+      {"seed", "-1"},
+      {"seed", "1.5"},
+      {"device", "\"gpu\""},
+      {"evaluation_window", "[1]"},
+      {"evaluation_samples", "false"},
+      {"format", "\"gguf\""},
+      {"rule", "\"a:skip\""},
+      {"rule", "[1]"}};
+  for (const auto& [key, value] : cases) {
+    EXPECT_THAT(ParseJobSpec(R"({"model":"m",")" + key + "\":" + value + "}"),
+                StatusIs(kInvalid, StartsWith(key + ": ")))
+        << key << " " << value;
+  }
+}
+
+TEST(JobSpecTest, NamesAreTheFlagsValues) {
+  for (const char* name : {"auto-round", "gptq", "opt-rtn", "rtn"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const Algorithm algorithm, ParseAlgorithm(name));
+    EXPECT_STREQ(AlgorithmName(algorithm), name);
+  }
+  for (const char* name : {"auto", "cpu", "cuda"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const DeviceChoice device, ParseDevice(name));
+    EXPECT_STREQ(DeviceName(device), name);
+  }
+  for (const char* name : {"affine", "dequantized"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const OutputFormat format, ParseOutputFormat(name));
+    EXPECT_STREQ(OutputFormatName(format), name);
+  }
+  for (const char* name : {"full-range", "torchao"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const ScaleRule rule, ParseScaleRule(name));
+    EXPECT_STREQ(ScaleRuleName(rule), name);
+  }
+  EXPECT_THAT(ParseAlgorithm("AWQ"),
+              StatusIs(kInvalid, "\"AWQ\" is none of auto-round, gptq, opt-rtn, rtn"));
+  EXPECT_EQ(*ParseAlgorithm("auto-round"), Algorithm::kAutoRound);
+  EXPECT_EQ(*ParseScaleRule("torchao"), ScaleRule::kTorchao);
+}
+
+TEST(ValidateJobSpecTest, AcceptsTheDefaultsAndTheEdges) {
+  EXPECT_THAT(ValidateJobSpec(GoodSpec()), IsOk());
+  JobSpec spec = GoodSpec();
+  spec.group_size = 0;
+  spec.bits = 8;
+  spec.iterations = spec.batch_size = spec.samples = spec.sequence_length = 1;
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
+  spec = GoodSpec();
+  spec.algorithm = Algorithm::kRtn;
+  spec.calibration.clear();
+  spec.asymmetric = true;
+  spec.scale_rule = ScaleRule::kTorchao;
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
+}
+
+TEST(ValidateJobSpecTest, RefusesValuesOutOfRange) {
+  const auto expect_refused = [](void (*change)(JobSpec*), const std::string& message) {
+    JobSpec spec = GoodSpec();
+    change(&spec);
+    EXPECT_THAT(ValidateJobSpec(spec), StatusIs(kInvalid, HasSubstr(message)));
+  };
+  expect_refused([](JobSpec* s) { s->bits = 1; }, "bits: 1 is not in 2..8");
+  expect_refused([](JobSpec* s) { s->bits = 9; }, "bits: 9 is not in 2..8");
+  expect_refused([](JobSpec* s) { s->bits = 0; }, "bits: 0 ");
+  expect_refused([](JobSpec* s) { s->group_size = -2; }, "group_size: -2 ");
+  expect_refused([](JobSpec* s) { s->group_size = INT64_MAX; }, "group_size: 9223372036854775807 ");
+  expect_refused([](JobSpec* s) { s->iterations = 0; }, "iterations: 0 ");
+  expect_refused([](JobSpec* s) { s->iterations = -200; }, "iterations: -200 ");
+  expect_refused([](JobSpec* s) { s->batch_size = 0; }, "batch_size: 0 ");
+  expect_refused([](JobSpec* s) { s->samples = 0; }, "samples: 0 ");
+  expect_refused([](JobSpec* s) { s->samples = INT64_MAX; }, "samples: 9223372036854775807 ");
+  expect_refused([](JobSpec* s) { s->sequence_length = 0; }, "sequence_length: 0 ");
+  expect_refused([](JobSpec* s) { s->samples = s->sequence_length = 1 << 20; }, "samples: ");
+  expect_refused([](JobSpec* s) { s->evaluation_window = -1; }, "evaluation_window: -1 ");
+  expect_refused([](JobSpec* s) { s->evaluation_window = 1; }, "evaluation_window: 1 ");
+  expect_refused([](JobSpec* s) { s->evaluation_samples = -1; }, "evaluation_samples: -1 ");
+  expect_refused(
+      [](JobSpec* s) {
+        s->sequence_length = 1;
+        s->evaluation = "e.txt";
+      },
+      "evaluation_window: ");
+}
+
+TEST(ValidateJobSpecTest, EveryAlgorithmButRtnNeedsCalibration) {
+  for (const Algorithm algorithm : {Algorithm::kAutoRound, Algorithm::kGptq, Algorithm::kOptRtn}) {
+    JobSpec spec = GoodSpec();
+    spec.algorithm = algorithm;
+    spec.calibration.clear();
+    EXPECT_THAT(ValidateJobSpec(spec),
+                StatusIs(kInvalid, AllOf(StartsWith("calibration: "), HasSubstr("--calibration"),
+                                         HasSubstr(AlgorithmName(algorithm)))));
+  }
+}
+
+TEST(ValidateJobSpecTest, TorchaosScaleRuleGoesWithRtnAlone) {
+  for (const Algorithm algorithm : {Algorithm::kAutoRound, Algorithm::kGptq, Algorithm::kOptRtn}) {
+    JobSpec spec = GoodSpec();
+    spec.algorithm = algorithm;
+    spec.scale_rule = ScaleRule::kTorchao;
+    EXPECT_THAT(ValidateJobSpec(spec), StatusIs(kInvalid, StartsWith("scale_rule: torchao")));
+  }
+}
+
+TEST(ValidateJobSpecTest, ChecksRules) {
+  JobSpec spec = GoodSpec();
+  spec.rule = {"a:skip", "(:bits=8"};
+  EXPECT_THAT(ValidateJobSpec(spec), StatusIs(kInvalid, HasSubstr("rule \"(:bits=8\"")));
+  spec.rule.assign(100'000, "a:skip");
+  EXPECT_THAT(ValidateJobSpec(spec), StatusIs(kInvalid, HasSubstr("100000 rules")));
+}
+
+}  // namespace
+}  // namespace ptq

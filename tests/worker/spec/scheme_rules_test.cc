@@ -1,0 +1,211 @@
+// Rules: syntax, first match wins, and every refusal names the rule or the layers.
+#include "worker/spec/scheme_rules.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <re2/re2.h>
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "tests/testing/status_matchers.h"
+
+namespace ptq {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using testing::IsOk;
+using ::testing::Not;
+using testing::StatusIs;
+
+constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
+
+// A Llama whose down projections have 96 input features, all others 64.
+std::vector<TableTensor> Table(int64_t blocks = 2) {
+  ModelConfig config;
+  config.model_type = "llama";
+  config.vocab_size = 32;
+  config.hidden_size = 64;
+  config.intermediate_size = 96;
+  config.num_hidden_layers = blocks;
+  config.num_attention_heads = config.num_key_value_heads = 4;
+  config.head_dim = 16;
+  return BuildTensorTable(config);
+}
+
+JobSpec SpecWith(const std::vector<std::string>& rules, int64_t group_size = 32) {
+  JobSpec spec;
+  spec.group_size = group_size;
+  spec.rule = rules;
+  return spec;
+}
+
+const EffectiveScheme& Layer(const std::vector<EffectiveScheme>& layers, const std::string& name) {
+  for (const EffectiveScheme& layer : layers) {
+    if (layer.module == name) return layer;
+  }
+  ADD_FAILURE() << "no layer " << name;
+  return layers.front();
+}
+
+TEST(ParseSchemeRuleTest, ReadsSettingsAfterTheLastColon) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const SchemeRule rule,
+                           ParseSchemeRule("(?:a|b)\\.c:bits=8,group_size=-1,symmetric=false"));
+  EXPECT_EQ(rule.pattern, "(?:a|b)\\.c");
+  EXPECT_FALSE(rule.skip);
+  EXPECT_EQ(rule.bits, 8);
+  EXPECT_EQ(rule.group_size, -1);
+  EXPECT_EQ(rule.symmetric, false);
+  PTQ_ASSERT_OK_AND_ASSIGN(const SchemeRule skip, ParseSchemeRule(".*:skip"));
+  EXPECT_TRUE(skip.skip);
+  EXPECT_FALSE(skip.bits.has_value());
+}
+
+TEST(ParseSchemeRuleTest, QuotesWhatItRefuses) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"lm_head", "expected PATTERN:skip"},
+      {"", "expected PATTERN:skip"},
+      {":skip", "the pattern before ':' is empty"},
+      {"a:", "unknown setting \"\""},
+      {"a:Skip", "unknown setting \"Skip\""},
+      {"a:bits", "bits: \"\" is not in 2..8"},
+      {"a:bits=1", "bits: \"1\" is not in 2..8"},
+      {"a:bits=9", "bits: \"9\" is not in 2..8"},
+      {"a:bits=4.0", "bits: \"4.0\" is not in 2..8"},
+      {"a:bits=4,", "unknown setting \"\""},
+      {"a:bits=4,bits=8", "bits is given twice"},
+      {"a:bits=4,skip", "unknown setting \"skip\""},
+      {"a:group_size=-2", "group_size: \"-2\""},
+      {"a:group_size=99999999999999999999", "group_size: \"99999999999999999999\""},
+      {"a:symmetric=1", "symmetric: \"1\" is neither true nor false"},
+      {"a:scale=2", "unknown setting \"scale=2\""},
+      {"(a:skip", "not valid RE2 syntax: missing )"},
+      {"a**:skip", "not valid RE2 syntax: bad repetition operator"},
+      {"[z-a]:skip", "not valid RE2 syntax: invalid character class range"},
+      {"(a)\\1:skip", "not valid RE2 syntax: invalid escape sequence"},
+      {"((a{100}){100}){100}:skip", "not valid RE2 syntax"},
+      {std::string("\xff:skip"), "not valid RE2 syntax: invalid UTF-8"}};
+  for (const auto& [text, why] : cases) {
+    EXPECT_THAT(ParseSchemeRule(text),
+                StatusIs(kInvalid, AllOf(HasSubstr("rule \""), HasSubstr(why))))
+        << text;
+  }
+  EXPECT_THAT(ParseSchemeRule(std::string(5000, 'a') + ":skip"),
+              StatusIs(kInvalid, HasSubstr("more than 4096 bytes")));
+}
+
+TEST(ResolveSchemesTest, WithoutRulesEveryLinearLayerGetsTheDefault) {
+  JobSpec spec = SpecWith({});
+  spec.bits = 3;
+  spec.asymmetric = true;
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(spec, Table()));
+  ASSERT_EQ(layers.size(), 14u);
+  EXPECT_EQ(layers[0].module, "model.layers.0.self_attn.q_proj");
+  EXPECT_EQ(layers[6].module, "model.layers.0.mlp.down_proj");
+  EXPECT_EQ(layers[6].out_features, 64);
+  EXPECT_EQ(layers[6].in_features, 96);
+  EXPECT_EQ(layers[7].block, 1);
+  for (const EffectiveScheme& layer : layers) EXPECT_EQ(layer.scheme, spec.DefaultScheme());
+}
+
+TEST(ResolveSchemesTest, TheFirstRuleThatMatchesWins) {
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const auto layers,
+      ResolveSchemes(SpecWith({"model\\.layers\\.0\\.mlp\\.down_proj:skip",
+                               ".*\\.down_proj:bits=8,group_size=-1", ".*mlp.*:symmetric=false",
+                               "model.layers.1.*:bits=2"}),
+                     Table()));
+  EXPECT_FALSE(Layer(layers, "model.layers.0.mlp.down_proj").scheme.has_value());
+  EXPECT_EQ(Layer(layers, "model.layers.1.mlp.down_proj").scheme,
+            (QuantizationScheme{8, -1, true, ScaleRule::kFullRange}));
+  EXPECT_EQ(Layer(layers, "model.layers.1.mlp.up_proj").scheme,
+            (QuantizationScheme{4, 32, false, ScaleRule::kFullRange}));
+  EXPECT_EQ(Layer(layers, "model.layers.1.self_attn.q_proj").scheme,
+            (QuantizationScheme{2, 32, true, ScaleRule::kFullRange}));
+  EXPECT_EQ(Layer(layers, "model.layers.0.self_attn.q_proj").scheme,
+            (QuantizationScheme{4, 32, true, ScaleRule::kFullRange}));
+}
+
+TEST(ResolveSchemesTest, PatternsMatchInFull) {
+  EXPECT_THAT(ResolveSchemes(SpecWith({"down_proj:skip"}), Table()),
+              StatusIs(kInvalid, AllOf(HasSubstr("rule \"down_proj:skip\""),
+                                       HasSubstr("matches no linear layer"),
+                                       HasSubstr("model.layers.0.self_attn.q_proj"))));
+  EXPECT_THAT(ResolveSchemes(SpecWith({"model.layers.0|.*:bits=8"}), Table()), IsOk());
+}
+
+TEST(ResolveSchemesTest, ARuleThatMatchesNothingIsNamed) {
+  EXPECT_THAT(ResolveSchemes(SpecWith({".*:bits=8", "lm_head:bits=8"}), Table()),
+              StatusIs(kInvalid, HasSubstr("rule \"lm_head:bits=8\"")));
+  EXPECT_THAT(ResolveSchemes(SpecWith({"model.layers.2..*:skip"}), Table()),
+              StatusIs(kInvalid, HasSubstr("rule \"model.layers.2..*:skip\"")));
+  // A rule whose layers an earlier one took does match something.
+  EXPECT_THAT(ResolveSchemes(SpecWith({".*:bits=8", ".*q_proj:bits=2"}), Table()), IsOk());
+}
+
+TEST(ResolveSchemesTest, SomethingMustBeLeftToQuantize) {
+  EXPECT_THAT(ResolveSchemes(SpecWith({".*:skip"}), Table()),
+              StatusIs(kInvalid, HasSubstr("nothing is left to quantize")));
+}
+
+TEST(ResolveSchemesTest, AGroupSizeThatDividesNothingComesWithTheRuleThatHelps) {
+  const auto refused = ResolveSchemes(SpecWith({}, 64), Table());
+  ASSERT_THAT(refused,
+              StatusIs(kInvalid, AllOf(HasSubstr("group_size 64"), HasSubstr("in_features 96"),
+                                       HasSubstr("model.layers.*.mlp.down_proj"),
+                                       HasSubstr("but 32 does"), Not(HasSubstr("q_proj")))));
+  // The rule is there to be copied.
+  std::string rule;
+  ASSERT_TRUE(
+      RE2::PartialMatch(std::string(refused.status().message()), "--rule '([^']*)'", &rule));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(SpecWith({rule}, 64), Table()));
+  EXPECT_FALSE(Layer(layers, "model.layers.0.mlp.down_proj").scheme.has_value());
+  EXPECT_FALSE(Layer(layers, "model.layers.1.mlp.down_proj").scheme.has_value());
+  EXPECT_TRUE(Layer(layers, "model.layers.1.mlp.up_proj").scheme.has_value());
+}
+
+TEST(ResolveSchemesTest, AGroupSizeOfSomeBlocksNamesThoseBlocks) {
+  const std::string own = "model.layers.[02].*(down|up)_proj:group_size=40";
+  const auto refused = ResolveSchemes(SpecWith({own}), Table(3));
+  ASSERT_THAT(refused, StatusIs(kInvalid, AllOf(HasSubstr("model.layers.{0,2}.mlp.down_proj"),
+                                                HasSubstr("model.layers.{0,2}.mlp.up_proj"))));
+  std::string rule;
+  ASSERT_TRUE(
+      RE2::PartialMatch(std::string(refused.status().message()), "--rule '([^']*)'", &rule));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(SpecWith({rule, own}), Table(3)));
+  EXPECT_FALSE(Layer(layers, "model.layers.2.mlp.down_proj").scheme.has_value());
+  EXPECT_TRUE(Layer(layers, "model.layers.1.mlp.down_proj").scheme.has_value());
+}
+
+TEST(ResolveSchemesTest, ChannelAndTensorDivideEverything) {
+  EXPECT_THAT(ResolveSchemes(SpecWith({}, -1), Table()), IsOk());
+  EXPECT_THAT(ResolveSchemes(SpecWith({}, 0), Table()), IsOk());
+}
+
+double SecondsToResolve(const JobSpec& spec, const std::vector<TableTensor>& table) {
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_THAT(ResolveSchemes(spec, table), IsOk());
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+TEST(ResolveSchemesTest, CatastrophicPatternsAreHarmless) {
+  EXPECT_LT(SecondsToResolve(SpecWith({"(.*)*(.*)*(.*)*(.*)*j:bits=8", "(a|a|aa|.)+:bits=2",
+                                       "((((.+)+)+)+)+:symmetric=false"}),
+                             Table(11'000)),
+            1.0);
+}
+
+TEST(ResolveSchemesTest, ARuleForEveryLayerOfALargeModelTakesLessThanASecond) {
+  const auto table = Table(80);
+  std::vector<std::string> rules;
+  for (const TableTensor& tensor : table) {
+    if (tensor.role == TensorRole::kLinearWeight) rules.push_back(tensor.module + ":bits=8");
+  }
+  ASSERT_EQ(rules.size(), 560u);
+  EXPECT_LT(SecondsToResolve(SpecWith(rules), table), 1.0);
+}
+
+}  // namespace
+}  // namespace ptq
