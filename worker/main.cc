@@ -1,0 +1,69 @@
+// ptq-worker: the numeric engine. One job in one process.
+#include <malloc.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdlib>
+#include <string>
+#include <utility>
+
+#include "common/cancellation.h"
+#include "common/logging.h"
+#include "worker/device.h"
+#include "worker/engine_version.h"
+#include "worker/event_writer.h"
+#include "worker/run_job.h"
+#include "worker/stop_signals.h"
+
+namespace {
+
+// Five seconds is the promise, one of them for whoever waits for us.
+constexpr std::chrono::milliseconds kStopGrace(4000);
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "The numeric engine of ptqd: quantizes one model as a job spec says.\n"
+      "Events go to standard output, one JSON object a line; the log goes to standard error."};
+  app.name("ptq-worker");
+  app.set_version_flag("--version", std::string("ptq-worker ") + ptq::EngineVersion());
+  app.require_subcommand(1);
+  app.footer(
+      "Exit status: 0 done, 1 the job failed, 2 the spec or what it names can't be used,\n"
+      "143 stopped by SIGTERM or SIGINT: the same command continues after the last finished "
+      "block.");
+  ptq::RunOptions options;
+  bool verbose = false;
+  CLI::App* run = app.add_subcommand("run", "Run a job, or continue one in the same folder");
+  run->add_option("--spec", options.spec_path,
+                  "The job: a JSON file, as `ptq submit "
+                  "--validate-only --json` prints it")
+      ->required();
+  run->add_option("--output", options.output,
+                  "Folder of the result: absent, empty, or the same job's")
+      ->required();
+  run->add_option("--cache-dir", options.cache_dir,
+                  "Folder in which evaluations of original models are kept between jobs");
+  run->add_flag("--verbose", verbose, "Log more");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? ptq::kExitDone : ptq::kExitBadSpec;
+  }
+  if (verbose) ptq::SetMinimumLogSeverity(ptq::LogSeverity::kDebug);
+
+  // cuBLAS repeats its sums only with workspaces of its own; read when its first handle is made.
+  ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  // Both outlive every thread, the signals' detached one included.
+  static ptq::CancellationToken cancel;
+  static ptq::EventWriter events(STDOUT_FILENO, [] { cancel.Cancel(); });
+  ptq::StopOnSignals(&cancel, kStopGrace, [] {
+    ptq::JobEvent event;
+    event.type = ptq::JobEvent::Type::kCancelled;
+    events.TryWrite(std::move(event));
+  });
+  ptq::UseDeterministicAlgorithms();
+  return ptq::RunJob(options, events, cancel);
+}

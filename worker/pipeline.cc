@@ -1,0 +1,388 @@
+#include "worker/pipeline.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "algorithms/auto_round/auto_round.h"
+#include "algorithms/cuda/cuda_runtime.h"
+#include "algorithms/gptq/gptq.h"
+#include "algorithms/rtn/opt_rtn.h"
+#include "algorithms/rtn/rtn.h"
+#include "common/file.h"
+#include "common/sha256.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "common/torch_status.h"
+#include "worker/device.h"
+#include "worker/engine_version.h"
+#include "worker/evaluation.h"
+#include "worker/process_memory.h"
+#include "worker/report_html.h"
+
+namespace ptq {
+namespace {
+
+// Tokens of one forward pass over calibration data. Fixed, because it decides the bits of the sums.
+constexpr int64_t kForwardTokens = 4096;
+
+class Stopwatch {
+ public:
+  double Seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  // Seconds since the last lap or the start.
+  double Lap() {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(lap_, now)).count();
+  }
+
+ private:
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point lap_ = start_;
+};
+
+// SplitMix64 (Steele et al. 2014): neighbouring blocks of neighbouring seeds get unrelated streams.
+uint64_t SplitMix64(uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+uint64_t BlockSeed(uint64_t job_seed, int64_t block) {
+  return SplitMix64(SplitMix64(job_seed) + static_cast<uint64_t>(block));
+}
+
+std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
+  switch (plan.spec.algorithm) {
+    case Algorithm::kAutoRound: {
+      AutoRoundOptions options;
+      options.iterations = plan.spec.iterations;
+      options.batch_size = plan.spec.batch_size;
+      return std::make_unique<AutoRoundBlockQuantizer>(plan.stored_dtype, options);
+    }
+    case Algorithm::kGptq:
+      return std::make_unique<GptqBlockQuantizer>(plan.stored_dtype, GptqOptions{});
+    case Algorithm::kOptRtn:
+      return std::make_unique<OptRtnBlockQuantizer>(plan.stored_dtype);
+    case Algorithm::kRtn:
+      return std::make_unique<RtnBlockQuantizer>(plan.stored_dtype);
+  }
+  return nullptr;
+}
+
+std::string ModelDigest(const Json& inputs) { return Sha256Hex(DumpJson(inputs["model"])); }
+
+// Everything that the original model's hidden states depend on.
+std::string BaselineKey(const JobIdentity& identity, const at::Tensor& windows) {
+  const std::string tokens =
+      Sha256Hex({static_cast<const char*>(windows.const_data_ptr()), windows.nbytes()});
+  return Sha256Hex(DumpJson(Json{{"model", ModelDigest(identity.inputs)},
+                                 {"tokens", tokens},
+                                 {"windows", windows.size(0)},
+                                 {"length", windows.size(1)},
+                                 {"environment", identity.environment}}));
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
+  c10::NoGradGuard no_grad;
+  Stopwatch total;
+  warnings_ = folder_.warnings();
+  load_seconds_ = load_seconds;
+  PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return Load(); }));
+  load_seconds_ += total.Seconds();
+  PTQ_RETURN_IF_ERROR(QuantizeBlocks());
+  observer_.reset();
+
+  Stopwatch phase;
+  events_.Phase("export", 0);
+  PTQ_RETURN_IF_ERROR(CatchTorchErrors("export", [&] { return exporter_->Finalize(*reader_); }));
+  ReleaseFreeHeap();
+  PTQ_ASSIGN_OR_RETURN(const std::vector<FileDigest> outputs, DigestOutputs());
+  export_seconds_ = phase.Lap();
+  events_.Phase("export", 1);
+  Json evaluation(nullptr);
+  if (evaluation_windows_.defined()) {
+    PTQ_ASSIGN_OR_RETURN(evaluation, EvaluateResult());
+    evaluate_seconds_ = phase.Lap();
+  }
+
+  ReportInputs inputs{.plan = plan_,
+                      .inputs = identity_.inputs,
+                      .environment = identity_.environment,
+                      .blocks = folder_.finished_blocks(),
+                      .evaluation = std::move(evaluation),
+                      .outputs = outputs,
+                      .warnings = warnings_,
+                      .blocks_resumed = blocks_resumed_,
+                      .load_seconds = load_seconds_,
+                      .export_seconds = export_seconds_,
+                      .evaluate_seconds = evaluate_seconds_,
+                      .total_seconds = load_seconds + total.Seconds(),
+                      .host_peak_bytes = HostPeakBytes(),
+                      .device_peak_bytes = CudaPeakMemoryBytes()};
+  const Json report = BuildReport(inputs);
+  PTQ_RETURN_IF_ERROR(folder_.Finish(RenderHtmlReport(report), report));
+  return report["result_digest"].get<std::string>();
+}
+
+absl::Status Pipeline::Load() {
+  const JobSpec& spec = plan_.spec;
+  const ModelConfig& config = plan_.inspection.config;
+  PTQ_ASSIGN_OR_RETURN(reader_, SafetensorsCheckpointReader::Open(plan_.inspection.index));
+  PTQ_ASSIGN_OR_RETURN(model_, DecoderModel::Create(config, *reader_, plan_.compute));
+  quantizer_ = MakeBlockQuantizer(plan_);
+  if (spec.format == OutputFormat::kAffine) {
+    PTQ_ASSIGN_OR_RETURN(exporter_, MakeAffineExporter(plan_.MakeExportPlan(), folder_.path()));
+  } else {
+    PTQ_ASSIGN_OR_RETURN(exporter_, MakeDequantizedExporter(plan_.MakeExportPlan(), folder_.path(),
+                                                            folder_.record_folder()));
+  }
+  // Before the first block, so that unusable text does not fail a job after hours of work.
+  if (!spec.evaluation.empty()) {
+    auto windows = LoadEvaluationWindows(spec.evaluation, spec.model, config,
+                                         spec.evaluation_samples, spec.EffectiveEvaluationWindow());
+    if (!windows.ok()) return Annotate(windows.status(), "evaluation");
+    evaluation_windows_ = windows->ids;
+  }
+  const auto finished = static_cast<int64_t>(folder_.finished_blocks().size());
+  if (!spec.calibration.empty() && finished < model_->block_count()) {
+    auto windows = LoadCalibrationWindows(spec.calibration, spec.model, config, spec.samples,
+                                          spec.sequence_length);
+    if (!windows.ok()) return Annotate(windows.status(), "calibration");
+    PTQ_RETURN_IF_ERROR(cancel_.Check());
+    const int64_t micro_batch =
+        std::clamp<int64_t>(kForwardTokens / spec.sequence_length, 1, spec.samples);
+    PTQ_ASSIGN_OR_RETURN(observer_, BlockInputObserver::Create(*model_, windows->ids, micro_batch));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::QuantizeBlocks() {
+  // Resumed blocks are counted anew: DropBlocksFrom may shorten the list on the way.
+  for (int64_t index = 0; index < model_->block_count(); ++index) {
+    PTQ_RETURN_IF_ERROR(cancel_.Check());
+    const std::string name = "block " + std::to_string(index);
+    if (index < static_cast<int64_t>(folder_.finished_blocks().size())) {
+      const absl::Status replayed = CatchTorchErrors(name, [&] { return ReplayBlock(index); });
+      if (replayed.ok()) {
+        blocks_resumed_ = index + 1;
+        continue;
+      }
+      if (!absl::IsDataLoss(replayed) && !absl::IsNotFound(replayed)) return replayed;
+      warnings_.push_back("The record of " + name + " was damaged (" + Message(replayed) +
+                          "): redone from there on.");
+      events_.Log("warning", warnings_.back());
+      PTQ_RETURN_IF_ERROR(folder_.DropBlocksFrom(index));
+    }
+    PTQ_RETURN_IF_ERROR(CatchTorchErrors(name, [&] { return QuantizeOneBlock(index); }));
+    ReleaseFreeHeap();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::ReplayBlock(int64_t index) {
+  // The records are read even where no chain needs them: evaluation will.
+  PTQ_ASSIGN_OR_RETURN(const std::vector<QuantizedModule> records, exporter_->ReadBlock(index));
+  if (observer_ == nullptr) return absl::OkStatus();
+  events_.Phase("observe",
+                static_cast<double>(index) / static_cast<double>(folder_.finished_blocks().size()));
+  PTQ_ASSIGN_OR_RETURN(const auto block, model_->LoadBlock(index));
+  PTQ_ASSIGN_OR_RETURN(const std::vector<at::Tensor> weights, ReadWeights(index, *block));
+  const int64_t samples = observer_->inputs().full_precision.size(0);
+  const int64_t micro_batch =
+      std::clamp<int64_t>(kForwardTokens / plan_.spec.sequence_length, 1, samples);
+  ObservedBlock observed;
+  observed.block = block.get();
+  observed.rotary = &observer_->rotary();
+  observed.inputs = &observer_->inputs();
+  observed.micro_batch = micro_batch;
+  observed.targets =
+      RunBlock(*block, observer_->inputs().full_precision, observer_->rotary(), micro_batch);
+  return observer_->Advance(observed, weights);
+}
+
+absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
+  Stopwatch stopwatch;
+  BlockResult result;
+  PTQ_ASSIGN_OR_RETURN(const auto block, model_->LoadBlock(index));
+  result.name = block->name();
+  result.load_seconds = stopwatch.Lap();
+
+  ObservedBlock observed;
+  observed.block = block.get();
+  if (observer_ != nullptr) {
+    events_.Phase("observe", 0);
+    PTQ_ASSIGN_OR_RETURN(observed, observer_->Observe(*block));
+    PTQ_RETURN_IF_ERROR(cancel_.Check());
+  }
+  result.observe_seconds = stopwatch.Lap();
+
+  events_.Phase("quantize", 0);
+  const std::vector<std::optional<QuantizationScheme>> schemes = SchemesOf(*block);
+  PTQ_ASSIGN_OR_RETURN(
+      QuantizedBlock quantized,
+      quantizer_->QuantizeBlock({.observed = observed,
+                                 .schemes = schemes,
+                                 .seed = BlockSeed(plan_.spec.seed, index),
+                                 .cancel = cancel_,
+                                 .progress = [this](double fraction, std::optional<double>) {
+                                   events_.Phase("quantize", fraction);
+                                 }}));
+  PTQ_RETURN_IF_ERROR(cancel_.Check());
+  result.loss_first = quantized.loss_first;
+  result.loss_best = quantized.loss_best;
+  result.loss_curve = std::move(quantized.loss_curve);
+  result.quantize_seconds = stopwatch.Lap();
+
+  std::vector<at::Tensor> weights(block->linears().size());
+  std::vector<QuantizedModule> modules;
+  for (size_t i = 0; i < quantized.linears.size(); ++i) {
+    if (!quantized.linears[i]) continue;
+    modules.push_back({block->linears()[i].module, quantized.linears[i]->weight});
+    if (observer_ != nullptr) weights[i] = EffectiveWeight(quantized.linears[i]->weight);
+  }
+  PTQ_ASSIGN_OR_RETURN(result.modules, MeasureModules(observed, quantized, weights));
+  observed.statistics.clear();
+  result.observe_seconds += stopwatch.Lap();
+
+  PTQ_ASSIGN_OR_RETURN(const std::string sha256, exporter_->WriteBlock(index, modules, *reader_));
+  result.export_seconds = stopwatch.Lap();
+  result.observe_seconds += std::exchange(advance_seconds_, 0);
+  result.seconds = result.load_seconds + result.observe_seconds + result.quantize_seconds +
+                   result.export_seconds;
+  PTQ_RETURN_IF_ERROR(
+      folder_.FinishBlock(exporter_->ShardName(index + 1), sha256, BlockResultToJson(result)));
+
+  JobEvent event;
+  event.type = JobEvent::Type::kBlockDone;
+  event.block = index;
+  event.block_name = result.name;
+  event.seconds = result.seconds;
+  event.loss_first = result.loss_first;
+  event.loss_best = result.loss_best;
+  event.host_peak_bytes = HostPeakBytes();
+  event.device_peak_bytes = CudaPeakMemoryBytes();
+  events_.Write(std::move(event));
+
+  if (observer_ != nullptr && index + 1 < model_->block_count()) {
+    PTQ_RETURN_IF_ERROR(observer_->Advance(observed, weights));
+    advance_seconds_ = stopwatch.Lap();
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<ModuleResult>> Pipeline::MeasureModules(
+    const ObservedBlock& observed, const QuantizedBlock& quantized,
+    const std::vector<at::Tensor>& weights) {
+  std::vector<ModuleResult> modules;
+  const std::vector<Linear>& linears = observed.block->linears();
+  const std::vector<std::optional<QuantizationScheme>> schemes = SchemesOf(*observed.block);
+  for (size_t i = 0; i < linears.size(); ++i) {
+    if (!schemes[i]) continue;
+    PTQ_RETURN_IF_ERROR(cancel_.Check());
+    if (i >= quantized.linears.size() || !quantized.linears[i]) {
+      return absl::InternalError(linears[i].module + ": the algorithm made no record");
+    }
+    ModuleResult module;
+    module.name = linears[i].module;
+    module.scheme = *schemes[i];
+    module.fallback_reason = quantized.linears[i]->fallback_reason;
+    if (!observed.statistics.empty() && observed.statistics[i].tokens > 0) {
+      const LinearStatistics& statistics = observed.statistics[i];
+      module.output_mse = OutputMse(statistics, linears[i].weight, weights[i]);
+      const double mean_square = OutputMeanSquare(statistics, linears[i].weight);
+      module.relative_error = mean_square > 0 ? *module.output_mse / mean_square : 0;
+      module.rtn_output_mse =
+          plan_.spec.algorithm == Algorithm::kRtn
+              ? *module.output_mse
+              : OutputMse(statistics, linears[i].weight,
+                          EffectiveWeight(
+                              QuantizeRtn(linears[i].weight, plan_.stored_dtype, *schemes[i])));
+    }
+    modules.push_back(std::move(module));
+  }
+  return modules;
+}
+
+absl::StatusOr<Json> Pipeline::EvaluateResult() {
+  events_.Phase("evaluate", 0);
+  PTQ_ASSIGN_OR_RETURN(
+      const EvaluationResult result,
+      Evaluate({.model = *model_,
+                .windows = evaluation_windows_,
+                .quantized_weights =
+                    [this](int64_t index, const DecoderBlock& block) {
+                      return ReadWeights(index, block);
+                    },
+                .cache = cache_,
+                .cache_key = BaselineKey(identity_, evaluation_windows_),
+                .cancel = cancel_,
+                .progress = [this](double fraction) { events_.Phase("evaluate", fraction); }}));
+  events_.Phase("evaluate", 1);
+  return EvaluationToJson(result);
+}
+
+absl::StatusOr<std::vector<FileDigest>> Pipeline::DigestOutputs() {
+  PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder_.path()));
+  std::map<std::string, std::string> shards;  // their digests are known
+  for (size_t i = 0; i < folder_.shard_digests().size(); ++i) {
+    shards[exporter_->ShardName(static_cast<int64_t>(i) + 1)] = folder_.shard_digests()[i];
+  }
+  std::vector<FileDigest> files;
+  for (const std::string& name : names) {
+    const std::string path = JoinPath(folder_.path(), name);
+    if (IsDirectory(path) || name == "report.json" || name == "report.html") continue;
+    const auto shard = shards.find(name);
+    if (shard != shards.end()) {
+      PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(path));
+      files.push_back({name, file.size(), shard->second});
+      continue;
+    }
+    PTQ_ASSIGN_OR_RETURN(FileDigest digest, DigestFile(folder_.path(), name, cancel_));
+    files.push_back(std::move(digest));
+  }
+  return files;
+}
+
+std::vector<std::optional<QuantizationScheme>> Pipeline::SchemesOf(
+    const DecoderBlock& block) const {
+  std::vector<std::optional<QuantizationScheme>> schemes(block.linears().size());
+  for (size_t i = 0; i < schemes.size(); ++i) {
+    const auto found = std::find_if(
+        plan_.schemes.begin(), plan_.schemes.end(),
+        [&](const EffectiveScheme& s) { return s.module == block.linears()[i].module; });
+    if (found != plan_.schemes.end()) schemes[i] = found->scheme;
+  }
+  return schemes;
+}
+
+at::Tensor Pipeline::EffectiveWeight(const AffineQuantizedTensor& record) const {
+  return Dequantize(record, plan_.stored_dtype).to(plan_.compute.device, plan_.compute.dtype);
+}
+
+absl::StatusOr<std::vector<at::Tensor>> Pipeline::ReadWeights(int64_t index,
+                                                              const DecoderBlock& block) const {
+  PTQ_ASSIGN_OR_RETURN(const std::vector<QuantizedModule> records, exporter_->ReadBlock(index));
+  std::vector<at::Tensor> weights(block.linears().size());
+  for (const QuantizedModule& record : records) {
+    const auto linear = std::find_if(block.linears().begin(), block.linears().end(),
+                                     [&](const Linear& l) { return l.module == record.module; });
+    if (linear == block.linears().end()) {
+      return absl::DataLossError("a record of block " + std::to_string(index) +
+                                 " is of an unknown module: " + record.module);
+    }
+    weights[static_cast<size_t>(linear - block.linears().begin())] = EffectiveWeight(record.weight);
+  }
+  return weights;
+}
+
+}  // namespace ptq

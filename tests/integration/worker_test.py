@@ -1,0 +1,332 @@
+"""ptq-worker by hand, without a server: exit statuses, events, resume to the same bytes, bad input."""
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from harness import BIN, CALIBRATION, EXAMPLES, folder_digests, tiny_config, tiny_tensors, write_tiny_model
+
+# Seconds of work in four blocks, so that a signal finds it in the middle.
+SLOW = {"algorithm": "auto-round", "iterations": 60, "samples": 16, "sequence_length": 128, "group_size": 32}
+CALIBRATED = {"samples": 16, "sequence_length": 128, "group_size": 32}
+
+
+class Worker:
+    """One run of ptq-worker."""
+
+    def __init__(self, folder, spec, *flags, **popen):
+        self.output = pathlib.Path(folder)
+        path = self.output.parent / (self.output.name + ".job.json")
+        path.write_text(spec if isinstance(spec, str) else json.dumps(spec))
+        command = [BIN / "ptq-worker", "run", "--spec", path, "--output", self.output, *map(str, flags)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+        self.events = []
+
+    def read_until(self, condition):
+        for line in self.process.stdout:
+            self.events.append(json.loads(line))
+            if condition(self.events[-1]):
+                return self.events[-1]
+        raise AssertionError(f"the worker ended first: {self.events[-1:]} {self.process.stderr.read()}")
+
+    def finish(self, code, timeout=300):
+        out, self.log = self.process.communicate(timeout=timeout)
+        self.events += [json.loads(line) for line in out.splitlines()]
+        assert self.process.returncode == code, (self.process.returncode, self.events[-1:], self.log)
+        return self
+
+    def of_type(self, kind):
+        return [e for e in self.events if e["type"] == kind]
+
+    @property
+    def report(self):
+        return json.loads((self.output / "report.json").read_text())
+
+
+def run(folder, spec, code=0, **popen):
+    return Worker(folder, spec, **popen).finish(code)
+
+
+def spec_of(model, calibration=CALIBRATION, **changes):
+    spec = {"model": str(model), **changes}
+    if calibration:
+        spec["calibration"] = str(calibration)
+    return spec
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_model, tmp_path_factory):
+    """Digests of the slow job's result, run once without interruption."""
+    worker = run(tmp_path_factory.mktemp("undisturbed") / "out", spec_of(tiny_model, **SLOW))
+    return folder_digests(worker.output)
+
+
+def test_rtn_without_calibration(tiny_model, tmp_path):
+    worker = run(tmp_path / "out", spec_of(tiny_model, None, algorithm="rtn", group_size=32))
+    assert [e["sequence"] for e in worker.events] == list(range(1, len(worker.events) + 1))
+    assert worker.of_type("started")[0]["blocks_total"] == 4
+    assert [e["block"] for e in worker.of_type("block_done")] == [0, 1, 2, 3]
+    report = worker.report
+    assert worker.events[-1]["type"] == "succeeded"
+    assert worker.events[-1]["result_digest"] == report["result_digest"]
+    assert report["evaluation"] is None
+    assert report["size"]["bits_per_weight"] == 4 + 16 / 32
+    assert len(report["blocks"]) == 4 and len(report["blocks"][0]["modules"]) == 7
+    for module in report["blocks"][0]["modules"]:
+        assert module["output_mse"] is module["relative_error"] is module["fallback_reason"] is None
+    names = sorted(p.name for p in worker.output.iterdir())
+    assert names == sorted(["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+                            "model.safetensors.index.json", "report.html", "report.json",
+                            *(f"model-{i:05d}-of-00006.safetensors" for i in range(1, 7))])
+
+
+def test_the_result_digest_is_reproducible_with_sha256sum(tiny_model, tmp_path):
+    worker = run(tmp_path / "out", spec_of(tiny_model, None, algorithm="rtn", group_size=32))
+    line = subprocess.run("rm report.*; LC_ALL=C sha256sum * | sha256sum", shell=True, cwd=worker.output, text=True,
+                          capture_output=True, check=True).stdout
+    assert line.split()[0] == worker.events[-1]["result_digest"]
+
+
+@pytest.mark.parametrize("algorithm", ["rtn", "opt-rtn", "gptq", "auto-round"])
+def test_every_algorithm_reports_errors_evaluates_and_repeats_its_bytes(tiny_model, tmp_path, algorithm):
+    text = tmp_path / "evaluation.txt"
+    text.write_text((EXAMPLES / "evaluation.txt").read_text()[:40000])
+    spec = spec_of(tiny_model, algorithm=algorithm, iterations=5, **CALIBRATED, evaluation=str(text),
+                   evaluation_samples=8)
+    first = run(tmp_path / "first", spec)
+    second = run(tmp_path / "second", spec)
+    assert folder_digests(first.output) == folder_digests(second.output)
+    report = first.report
+    for block in report["blocks"]:
+        has_loss = algorithm == "auto-round"
+        assert (block["loss_first"] is not None) == has_loss == bool(block["loss_curve"])
+        for module in block["modules"]:
+            assert module["output_mse"] > 0 and module["rtn_output_mse"] > 0
+            assert 0 < module["relative_error"] < 1
+    quantized = report["evaluation"]["quantized"]
+    assert report["evaluation"]["windows"] == 8
+    assert 0 <= quantized["median_kld"] <= quantized["p99_kld"] <= quantized["p999_kld"] <= quantized["max_kld"]
+    assert sum(quantized["kld_histogram"]["counts"]) == 8 * 127
+    assert quantized["perplexity"] > 1 and report["evaluation"]["baseline"]["perplexity"] > 1
+    assert report["spec"]["algorithm"] == algorithm and report["spec"]["seed"] == 42
+    assert {e["phase"] for e in first.of_type("phase")} >= {"load", "observe", "quantize", "export", "evaluate"}
+
+
+def test_the_baseline_cache_changes_no_figure(tiny_model, tmp_path):
+    spec = spec_of(tiny_model, None, algorithm="rtn", group_size=32, evaluation=str(EXAMPLES / "evaluation.txt"),
+                   evaluation_window=64, evaluation_samples=8)
+    reports = [Worker(tmp_path / name, spec, "--cache-dir", tmp_path / "cache").finish(0).report["evaluation"]
+               for name in ("a", "b")]
+    assert [r.pop("baseline_from_cache") for r in reports] == [False, True]
+    assert reports[0] == reports[1]
+
+
+def test_resume_after_sigkill_gives_the_same_bytes(tiny_model, tmp_path, undisturbed):
+    dice = random.Random(7)
+    output = tmp_path / "out"
+    resumed = []
+    for _ in range(3):
+        worker = Worker(output, spec_of(tiny_model, **SLOW))
+        worker.read_until(lambda e: e["type"] == "block_done")
+        time.sleep(dice.random() * 0.5)
+        worker.process.kill()
+        worker.process.wait()
+        resumed += [e["blocks_resumed"] for e in worker.of_type("started")]
+        if (output / "report.json").exists():
+            break
+    last = run(output, spec_of(tiny_model, **SLOW))
+    resumed.append(last.of_type("started")[0]["blocks_resumed"])
+    assert resumed[0] == 0 and resumed[1] >= 1 and resumed == sorted(resumed)
+    assert folder_digests(output) == undisturbed
+
+
+def test_sigterm_stops_within_five_seconds_and_resumes_to_the_same_bytes(tiny_model, tmp_path, undisturbed):
+    output = tmp_path / "out"
+    worker = Worker(output, spec_of(tiny_model, **SLOW))
+    worker.read_until(lambda e: e["type"] == "block_done" and e["block"] == 1)
+    start = time.monotonic()
+    worker.process.send_signal(signal.SIGTERM)
+    worker.finish(143)
+    assert time.monotonic() - start < 5
+    assert worker.events[-1]["type"] == "cancelled"
+    assert not (output / "report.json").exists()
+    worker = run(output, spec_of(tiny_model, **SLOW))
+    assert worker.of_type("started")[0]["blocks_resumed"] >= 2
+    assert folder_digests(output) == undisturbed
+
+
+@pytest.mark.parametrize("moment", ["load", "observe", "evaluate"])
+def test_sigterm_in_any_phase(tiny_model, tmp_path, moment):
+    spec = spec_of(tiny_model, algorithm="gptq", samples=64, sequence_length=512, group_size=32,
+                   evaluation=str(EXAMPLES / "evaluation.txt"))
+    worker = Worker(tmp_path / "out", spec)
+    worker.read_until(lambda e: e["type"] == "phase" and e["phase"] == moment)
+    start = time.monotonic()
+    worker.process.send_signal(signal.SIGTERM)
+    worker.finish(143)
+    assert time.monotonic() - start < 5
+
+
+def test_a_damaged_shard_is_redone(tiny_model, tmp_path, undisturbed):
+    output = tmp_path / "out"
+    worker = Worker(output, spec_of(tiny_model, **SLOW))
+    worker.read_until(lambda e: e["type"] == "block_done" and e["block"] == 1)
+    worker.process.kill()
+    worker.process.wait()
+    shard = output / "model-00003-of-00006.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    worker = run(output, spec_of(tiny_model, **SLOW))
+    assert worker.of_type("started")[0]["blocks_resumed"] == 1
+    assert folder_digests(output) == undisturbed
+    assert any("model-00003-of-00006" in w for w in worker.report["warnings"])
+
+
+def test_dequantized_output_resumes_too(tiny_model, tmp_path):
+    spec = spec_of(tiny_model, algorithm="gptq", format="dequantized", **CALIBRATED)
+    whole = run(tmp_path / "whole", spec)
+    worker = Worker(tmp_path / "out", spec)
+    worker.read_until(lambda e: e["type"] == "block_done")
+    worker.process.kill()
+    worker.process.wait()
+    run(tmp_path / "out", spec)
+    assert folder_digests(tmp_path / "out") == folder_digests(whole.output)
+
+
+def test_a_finished_folder_is_verified_and_done_at_once(tiny_model, tmp_path):
+    spec = spec_of(tiny_model, None, algorithm="rtn", group_size=32)
+    first = run(tmp_path / "out", spec)
+    again = run(tmp_path / "out", spec)
+    assert again.events[-1]["result_digest"] == first.events[-1]["result_digest"]
+    assert not again.of_type("block_done")
+    # A result that was touched since is made again.
+    (tmp_path / "out" / "config.json").write_text("{}")
+    third = run(tmp_path / "out", spec)
+    assert third.events[-1]["result_digest"] == first.events[-1]["result_digest"]
+    assert len(third.of_type("block_done")) == 4
+
+
+def test_a_folder_of_another_job_is_refused(tiny_model, tmp_path):
+    run(tmp_path / "out", spec_of(tiny_model, None, algorithm="rtn", group_size=32))
+    before = folder_digests(tmp_path / "out")
+    worker = run(tmp_path / "out", spec_of(tiny_model, None, algorithm="rtn", group_size=64), code=2)
+    assert "group_size is 32 there and 64 here" in worker.events[-1]["message"]
+    assert folder_digests(tmp_path / "out") == before
+
+
+def test_a_stray_temporary_file_is_swept_away(tiny_model, tmp_path, undisturbed):
+    output = tmp_path / "out"
+    worker = Worker(output, spec_of(tiny_model, **SLOW))
+    worker.read_until(lambda e: e["type"] == "block_done")
+    worker.process.kill()
+    worker.process.wait()
+    (output / "model-00005-of-00006.safetensors.tmp.4242.0").write_text("half a shard")
+    run(output, spec_of(tiny_model, **SLOW))
+    assert folder_digests(output) == undisturbed
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"bits": 9}, "bits"), ({"bits": "four"}, "bits"), ({"speed": 11}, "speed"), ({"group_size": 48}, "48"),
+    ({"rule": ["model.nothing:skip"]}, "model.nothing"), ({"rule": [".*:skip"]}, "nothing is quantized"),
+    ({"model": "/nowhere"}, "/nowhere"), ({"calibration": "/nowhere.jsonl"}, "/nowhere.jsonl"),
+    ({"algorithm": "gptq", "calibration": ""}, "calibration"), ({"seed": -1}, "seed"),
+    ({"evaluation": "text.pdf"}, "text.pdf")])
+def test_a_bad_spec_exits_2_with_one_sentence(tiny_model, tmp_path, change, expected):
+    worker = run(tmp_path / "out", {**spec_of(tiny_model, group_size=32), **change}, code=2)
+    assert worker.events[-1]["type"] == "failed"
+    assert expected in worker.events[-1]["message"]
+    assert "\n" not in worker.events[-1]["message"]
+    assert worker.events[-1]["message"] in worker.log
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_spec_that_is_not_json(tmp_path):
+    assert run(tmp_path / "out", "{", code=2).events[-1]["code"] == "INVALID_ARGUMENT"
+
+
+def test_a_missing_spec_and_wrong_flags_exit_2(tmp_path):
+    worker = [BIN / "ptq-worker", "run", "--output", tmp_path / "out"]
+    assert subprocess.run(worker, capture_output=True).returncode == 2
+    assert subprocess.run([*worker, "--spec", tmp_path / "none.json"], capture_output=True).returncode == 2
+    assert subprocess.run([BIN / "ptq-worker", "--version"], capture_output=True, text=True).stdout.startswith("ptq-worker 0.")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(tmp_path, value):
+    tensors = tiny_tensors(tiny_config())
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 5] = value
+    model = write_tiny_model(tmp_path / "model", tensors)
+    worker = run(tmp_path / "out", spec_of(model, None, algorithm="rtn", group_size=32), code=1)
+    assert worker.events[-1]["code"] == "INVALID_ARGUMENT"
+    assert "model.layers.2.mlp.up_proj.weight" in worker.events[-1]["message"]
+    assert len(worker.of_type("block_done")) == 2
+
+
+def test_too_few_tokens_say_how_many_there_were(tiny_model, tmp_path):
+    calibration = tmp_path / "small.txt"
+    calibration.write_text("only a few words")
+    worker = run(tmp_path / "out", spec_of(tiny_model, calibration, **CALIBRATED), code=1)
+    assert worker.events[-1]["code"] == "INVALID_ARGUMENT"
+    assert "2048" in worker.events[-1]["message"]
+
+
+def test_evaluation_text_shorter_than_a_window_fails_before_the_first_block(tiny_model, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("short")
+    spec = spec_of(tiny_model, None, algorithm="rtn", group_size=32, evaluation=str(text))
+    worker = run(tmp_path / "out", spec, code=1)
+    assert "evaluation" in worker.events[-1]["message"] and not worker.of_type("block_done")
+
+
+def test_a_full_disk_fails_the_job_and_a_later_run_finishes_it(tiny_model, tmp_path):
+    spec = spec_of(tiny_model, None, algorithm="rtn", group_size=32)
+
+    def no_large_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+
+    worker = run(tmp_path / "out", spec, code=1, preexec_fn=no_large_files)
+    assert worker.events[-1]["code"] == "RESOURCE_EXHAUSTED"
+    assert not list((tmp_path / "out").glob("**/*.tmp.*"))
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    run(tmp_path / "out", spec)
+
+
+def test_out_of_memory_is_a_status_with_advice(tmp_path):
+    # The job wants some gigabytes of hidden states, and the address space is small.
+    model = write_tiny_model(tmp_path / "model", hidden_size=512, head_dim=128, num_hidden_layers=1)
+    spec = spec_of(model, algorithm="gptq", samples=512, sequence_length=512, group_size=32)
+
+    def little_memory():
+        resource.setrlimit(resource.RLIMIT_AS, (3 << 30, resource.RLIM_INFINITY))
+
+    worker = run(tmp_path / "out", spec, code=1, preexec_fn=little_memory)
+    assert worker.events[-1]["code"] == "RESOURCE_EXHAUSTED"
+    assert "sequence_length" in worker.events[-1]["message"]
+
+
+def test_two_workers_do_not_write_one_folder(tiny_model, tmp_path):
+    first = Worker(tmp_path / "out", spec_of(tiny_model, **SLOW))
+    first.read_until(lambda e: e["type"] == "started")
+    second = Worker(tmp_path / "out", spec_of(tiny_model, **SLOW))
+    time.sleep(2)
+    assert second.process.poll() is None  # waits for the first
+    second.process.send_signal(signal.SIGTERM)
+    second.finish(143)
+    first.process.kill()
+    first.finish(-9)
+
+
+def test_a_worker_whose_reader_is_gone_stops(tiny_model, tmp_path):
+    worker = Worker(tmp_path / "out", spec_of(tiny_model, **SLOW))
+    worker.read_until(lambda e: e["type"] == "block_done")
+    worker.process.stdout.close()
+    assert worker.process.wait(60) == 143
+    worker.process.stderr.close()

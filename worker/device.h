@@ -1,0 +1,26 @@
+// Which device a job computes on, and making its arithmetic repeatable.
+#ifndef PTQ_WORKER_DEVICE_H_
+#define PTQ_WORKER_DEVICE_H_
+
+#include <c10/core/Device.h>
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "worker/spec/job_spec.h"
+
+namespace ptq {
+
+// kAuto: the first GPU if there is a usable one, else the CPU. kCuda: kFailedPrecondition without
+// one, saying why. A GPU's libraries are loaded here, on first use.
+absl::StatusOr<c10::Device> SelectDevice(DeviceChoice choice);
+
+// Equal input gives equal bits on one machine. Call once before any tensor arithmetic.
+void UseDeterministicAlgorithms();
+
+// "cpu", "cuda:0".
+std::string DeviceLabel(c10::Device device);
+
+}  // namespace ptq
+
+#endif  // PTQ_WORKER_DEVICE_H_

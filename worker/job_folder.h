@@ -1,0 +1,86 @@
+// The output folder while a job works in it: who owns it, which blocks are finished, and how a
+// later run of the same job continues.
+//
+// State lives in `.ptq-worker` inside the folder until the report is written:
+//   job.json           the job's identity (spec and input digests) and the environment of its
+//   numbers block-00000.json   block 0 is finished: its shard's name and SHA-256, and its part of
+//   the report records/           the records of formats whose shards do not hold them
+// A block's shard gets its name before its manifest does, both durably: a manifest never lies, at
+// worst a shard without one is written again. The finished folder holds no state, and its
+// report.json takes the place of job.json.
+#ifndef PTQ_WORKER_JOB_FOLDER_H_
+#define PTQ_WORKER_JOB_FOLDER_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/cancellation.h"
+#include "common/json.h"
+
+namespace ptq {
+
+// What makes two runs the same job.
+struct JobIdentity {
+  Json spec;         // job.json without the paths of its inputs
+  Json inputs;       // their digests (DigestInputs)
+  Json environment;  // engine version, device kind, compute dtype: other ones give other bytes
+};
+
+// Not thread-safe. Holds a lock on the folder for its lifetime.
+class JobFolder {
+ public:
+  // Creates `path` if need be and takes its lock (waits ten seconds for another worker to end:
+  // kUnavailable). Removes temporary files that a killed run left. kAlreadyExists if the folder
+  // belongs to another job or holds anything else, saying what differs. Records made in another
+  // environment are discarded, with a sentence in `warnings()`.
+  static absl::StatusOr<std::unique_ptr<JobFolder>> Open(const std::string& path,
+                                                         const JobIdentity& identity,
+                                                         const CancellationToken& cancel);
+  ~JobFolder();
+  JobFolder(const JobFolder&) = delete;
+  JobFolder& operator=(const JobFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+  std::string record_folder() const;
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
+  // report.json of a run that finished, all its outputs verified by digest; else nothing.
+  const std::optional<Json>& finished_report() const { return finished_report_; }
+  // Results of blocks 0..n-1, whose shards were verified by digest.
+  const std::vector<Json>& finished_blocks() const { return finished_blocks_; }
+  // SHA-256 of their shards.
+  const std::vector<std::string>& shard_digests() const { return shard_digests_; }
+
+  // Appends block `finished_blocks().size()`, whose shard is on the disk already.
+  absl::Status FinishBlock(const std::string& shard, const std::string& sha256, const Json& result);
+  // Forgets blocks `first` and later: their records are damaged.
+  absl::Status DropBlocksFrom(int64_t first);
+  // Writes report.html, then report.json, which makes the folder complete, and removes the state.
+  absl::Status Finish(const std::string& html, const Json& report);
+
+ private:
+  JobFolder(std::string path, int lock_fd) : path_(std::move(path)), lock_fd_(lock_fd) {}
+  std::string StatePath(const std::string& name) const;
+  absl::Status RemoveTemporaryFiles();
+  // True if the folder is a finished result of this job. Sets finished_report_ if it is intact.
+  absl::Status OpenFinished(const JobIdentity& identity, const CancellationToken& cancel);
+  absl::Status OpenUnfinished(const JobIdentity& identity, const CancellationToken& cancel);
+  absl::Status LoadBlocks(const CancellationToken& cancel);
+  absl::Status StartOver();
+
+  const std::string path_;
+  const int lock_fd_;
+  std::vector<std::string> warnings_;
+  std::optional<Json> finished_report_;
+  std::vector<Json> finished_blocks_;
+  std::vector<std::string> shard_digests_;
+};
+
+}  // namespace ptq
+
+#endif  // PTQ_WORKER_JOB_FOLDER_H_

@@ -1,0 +1,104 @@
+#include "worker/job_plan.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+#include "common/file.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "worker/device.h"
+
+namespace ptq {
+namespace {
+
+// `field` is "calibration" or "evaluation", `length` the windows that will be cut.
+absl::Status CheckDataset(const std::string& field, const std::string& path, int64_t length,
+                          const CheckpointInspection& model) {
+  if (path.empty()) return absl::OkStatus();
+  const auto inspection = InspectDataset(path, BaseName(path));
+  if (!inspection.ok()) return Annotate(inspection.status(), field);
+  if (inspection->kind == DatasetKind::kTokens) {
+    if (inspection->token_length < length) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s: input_ids has rows of %d tokens, but windows of %d are asked for",
+                          field, inspection->token_length, length));
+    }
+  } else if (!model.has_tokenizer) {
+    return absl::InvalidArgumentError(
+        field +
+        ": the model has no tokenizer.json to tokenize text with: pass a .safetensors file with "
+        "input_ids");
+  }
+  return absl::OkStatus();
+}
+
+// The records of a job carry one original dtype, and so does the arithmetic of its scales.
+absl::StatusOr<at::ScalarType> LinearDtype(const CheckpointInspection& inspection,
+                                           const std::vector<EffectiveScheme>& schemes) {
+  const CheckpointTensor* first = nullptr;
+  for (const EffectiveScheme& scheme : schemes) {
+    if (!scheme.scheme) continue;
+    const CheckpointTensor* tensor = inspection.index.Find(scheme.module + ".weight");
+    if (tensor == nullptr) {
+      return absl::InternalError("the checkpoint lost its tensor " + scheme.module + ".weight");
+    }
+    if (first == nullptr) first = tensor;
+    if (tensor->info.dtype != first->info.dtype) {
+      return absl::UnimplementedError(absl::StrFormat(
+          "%s is %s but %s is %s: convert the checkpoint's linear weights to one dtype",
+          first->info.name, DTypeName(first->info.dtype), tensor->info.name,
+          DTypeName(tensor->info.dtype)));
+    }
+  }
+  if (first == nullptr) {
+    return absl::InvalidArgumentError("rule: every linear layer is skipped, nothing is quantized");
+  }
+  return ToScalarType(first->info.dtype);
+}
+
+}  // namespace
+
+ExportPlan JobPlan::MakeExportPlan() const {
+  ExportPlan plan;
+  plan.source = inspection;
+  plan.default_scheme = spec.DefaultScheme();
+  for (const EffectiveScheme& scheme : schemes) {
+    if (scheme.scheme) {
+      plan.modules.push_back(
+          {scheme.module, scheme.out_features, scheme.in_features, *scheme.scheme});
+    } else {
+      plan.skipped.push_back(scheme.module);
+    }
+  }
+  return plan;
+}
+
+absl::StatusOr<JobPlan> PlanJob(const JobSpec& spec) {
+  PTQ_RETURN_IF_ERROR(ValidateJobSpec(spec));
+  JobPlan plan;
+  plan.spec = spec;
+  auto inspection = InspectCheckpoint(spec.model);
+  if (!inspection.ok()) return Annotate(inspection.status(), "model");
+  plan.inspection = *std::move(inspection);
+  plan.warnings = plan.inspection.warnings;
+  PTQ_RETURN_IF_ERROR(
+      CheckDataset("calibration", spec.calibration, spec.sequence_length, plan.inspection));
+  PTQ_RETURN_IF_ERROR(CheckDataset("evaluation", spec.evaluation, spec.EffectiveEvaluationWindow(),
+                                   plan.inspection));
+  const ModelConfig& config = plan.inspection.config;
+  PTQ_ASSIGN_OR_RETURN(plan.schemes, ResolveSchemes(spec, BuildTensorTable(config)));
+  PTQ_ASSIGN_OR_RETURN(plan.stored_dtype, LinearDtype(plan.inspection, plan.schemes));
+  PTQ_ASSIGN_OR_RETURN(plan.compute.device, SelectDevice(spec.device));
+  plan.compute.dtype = ChooseComputeDtype(plan.compute.device, plan.stored_dtype);
+  const int64_t longest = std::max(spec.calibration.empty() ? 0 : spec.sequence_length,
+                                   spec.evaluation.empty() ? 0 : spec.EffectiveEvaluationWindow());
+  if (config.max_position_embeddings > 0 && longest > config.max_position_embeddings) {
+    plan.warnings.push_back(
+        absl::StrFormat("Windows of %d tokens are longer than the model's max_position_embeddings "
+                        "of %d.",
+                        longest, config.max_position_embeddings));
+  }
+  return plan;
+}
+
+}  // namespace ptq

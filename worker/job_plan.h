@@ -1,0 +1,38 @@
+// Everything about a job that can be known, and refused, before the first weight is read.
+#ifndef PTQ_WORKER_JOB_PLAN_H_
+#define PTQ_WORKER_JOB_PLAN_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "formats/checkpoint_exporter.h"
+#include "formats/headers/inspect.h"
+#include "models/decoder_model.h"
+#include "worker/spec/job_spec.h"
+#include "worker/spec/scheme_rules.h"
+
+namespace ptq {
+
+struct JobPlan {
+  JobSpec spec;
+  CheckpointInspection inspection;
+  std::vector<EffectiveScheme> schemes;  // of every linear layer, in the model's order
+  // The dtype of the linear weights in the checkpoint, one for all.
+  at::ScalarType stored_dtype = at::kFloat;
+  ComputeOptions compute;
+  std::vector<std::string> warnings;  // sentences for the report
+
+  ExportPlan MakeExportPlan() const;
+};
+
+// Checks the spec, the checkpoint's headers, the data files and the rules against each other, and
+// chooses the device. kInvalidArgument, kNotFound, kUnimplemented or kFailedPrecondition, naming
+// the field, file, tensor or layer; what a user has to change.
+absl::StatusOr<JobPlan> PlanJob(const JobSpec& spec);
+
+}  // namespace ptq
+
+#endif  // PTQ_WORKER_JOB_PLAN_H_

@@ -1,0 +1,89 @@
+// One job from the first weight to the report: load, observe and quantize block by block, export,
+// evaluate.
+#ifndef PTQ_WORKER_PIPELINE_H_
+#define PTQ_WORKER_PIPELINE_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "algorithms/block_quantizer.h"
+#include "common/cancellation.h"
+#include "formats/checkpoint_exporter.h"
+#include "formats/checkpoint_reader.h"
+#include "formats/token_dataset.h"
+#include "models/decoder_model.h"
+#include "observers/observed_block.h"
+#include "worker/baseline_cache.h"
+#include "worker/event_writer.h"
+#include "worker/job_folder.h"
+#include "worker/job_plan.h"
+#include "worker/report.h"
+
+namespace ptq {
+
+// Single job. Everything that is borrowed must outlive it.
+//
+// A resumed run keeps no activations of the earlier one: it reads the finished blocks' records back
+// and runs both chains through those blocks again, with the same micro-batches and so to the same
+// bits. That costs two forward passes a finished block, a small part of what quantizing it took,
+// and saves writing two copies of the calibration set's hidden states after every block.
+class Pipeline {
+ public:
+  Pipeline(const JobPlan& plan, const JobIdentity& identity, JobFolder& folder,
+           const BaselineCache& cache, EventWriter& events, const CancellationToken& cancel)
+      : plan_(plan),
+        identity_(identity),
+        folder_(folder),
+        cache_(cache),
+        events_(events),
+        cancel_(cancel) {}
+
+  // Leaves the finished folder and returns the result's digest. On any error, kCancelled included,
+  // the folder is one from which the same job continues. `load_seconds` were spent before.
+  absl::StatusOr<std::string> Run(double load_seconds);
+
+ private:
+  absl::Status Load();
+  absl::Status QuantizeBlocks();
+  // Moves both chains behind a block of an earlier run; kDataLoss if its records can't be read.
+  absl::Status ReplayBlock(int64_t index);
+  absl::Status QuantizeOneBlock(int64_t index);
+  // The figures of the report for each quantized layer.
+  absl::StatusOr<std::vector<ModuleResult>> MeasureModules(const ObservedBlock& observed,
+                                                           const QuantizedBlock& quantized,
+                                                           const std::vector<at::Tensor>& weights);
+  absl::StatusOr<Json> EvaluateResult();
+  absl::StatusOr<std::vector<FileDigest>> DigestOutputs();
+  std::vector<std::optional<QuantizationScheme>> SchemesOf(const DecoderBlock& block) const;
+  // What a loader makes of a record: rounded to the checkpoint's dtype, then widened for compute.
+  at::Tensor EffectiveWeight(const AffineQuantizedTensor& record) const;
+  absl::StatusOr<std::vector<at::Tensor>> ReadWeights(int64_t index,
+                                                      const DecoderBlock& block) const;
+
+  const JobPlan& plan_;
+  const JobIdentity& identity_;
+  JobFolder& folder_;
+  const BaselineCache& cache_;
+  EventWriter& events_;
+  const CancellationToken& cancel_;
+
+  std::unique_ptr<SafetensorsCheckpointReader> reader_;
+  std::unique_ptr<DecoderModel> model_;
+  std::unique_ptr<CheckpointExporter> exporter_;
+  std::unique_ptr<BlockQuantizer> quantizer_;
+  std::unique_ptr<BlockInputObserver> observer_;  // none without calibration data
+  at::Tensor evaluation_windows_;                 // undefined: no evaluation
+  int64_t blocks_resumed_ = 0;
+  std::vector<std::string> warnings_;
+  double advance_seconds_ = 0;  // of the chains behind the last block: counted with the next one
+  double load_seconds_ = 0;
+  double export_seconds_ = 0;
+  double evaluate_seconds_ = 0;
+};
+
+}  // namespace ptq
+
+#endif  // PTQ_WORKER_PIPELINE_H_

@@ -1,0 +1,163 @@
+#include "worker/report.h"
+
+#include <c10/core/ScalarType.h>
+
+#include <filesystem>
+#include <utility>
+
+#include "common/time.h"
+#include "formats/headers/tensor_table.h"
+#include "worker/device.h"
+#include "worker/engine_version.h"
+
+namespace ptq {
+namespace {
+
+Json OrNull(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+
+std::string ModelName(const std::string& folder) {
+  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  return (path.filename().empty() ? path.parent_path() : path).filename().string();
+}
+
+Json ModelToJson(const JobPlan& plan) {
+  int64_t parameters = 0;
+  for (const TableTensor& tensor : BuildTensorTable(plan.inspection.config)) {
+    int64_t elements = 1;
+    for (const int64_t size : tensor.shape) elements *= size;
+    parameters += elements;
+  }
+  Json json;
+  json["name"] = ModelName(plan.spec.model);
+  json["architecture"] = plan.inspection.config.architecture;
+  json["block_count"] = plan.inspection.config.num_hidden_layers;
+  json["parameters"] = parameters;
+  json["dtype"] = c10::toString(plan.stored_dtype);
+  return json;
+}
+
+double SumOver(const std::vector<Json>& blocks, const char* field, size_t count) {
+  double sum = 0;
+  for (size_t i = 0; i < count && i < blocks.size(); ++i) sum += blocks[i].value(field, 0.0);
+  return sum;
+}
+
+Json Warnings(const ReportInputs& inputs) {
+  Json warnings = Json::array();
+  for (const std::string& warning : inputs.plan.warnings) warnings.push_back(warning);
+  for (const std::string& warning : inputs.warnings) warnings.push_back(warning);
+  for (const Json& block : inputs.blocks) {
+    for (const Json& module : block["modules"]) {
+      if (module["fallback_reason"].is_null()) continue;
+      warnings.push_back(module["name"].get<std::string>() + ": " +
+                         module["fallback_reason"].get<std::string>());
+    }
+  }
+  return warnings;
+}
+
+}  // namespace
+
+Json SpecWithoutPaths(const JobSpec& spec) {
+  Json json = JobSpecToJson(spec);
+  for (const char* key : {"model", "calibration", "evaluation"}) json.erase(key);
+  return json;
+}
+
+Json BlockResultToJson(const BlockResult& block) {
+  Json json;
+  json["name"] = block.name;
+  json["seconds"] = block.seconds;
+  json["load_seconds"] = block.load_seconds;
+  json["observe_seconds"] = block.observe_seconds;
+  json["quantize_seconds"] = block.quantize_seconds;
+  json["export_seconds"] = block.export_seconds;
+  json["loss_first"] = OrNull(block.loss_first);
+  json["loss_best"] = OrNull(block.loss_best);
+  json["loss_curve"] = block.loss_curve;
+  json["modules"] = Json::array();
+  for (const ModuleResult& module : block.modules) {
+    Json entry;
+    entry["name"] = module.name;
+    entry["bits"] = module.scheme.bits;
+    entry["group_size"] = module.scheme.group_size;
+    entry["symmetric"] = module.scheme.symmetric;
+    entry["output_mse"] = OrNull(module.output_mse);
+    entry["relative_error"] = OrNull(module.relative_error);
+    entry["rtn_output_mse"] = OrNull(module.rtn_output_mse);
+    entry["fallback_reason"] =
+        module.fallback_reason.empty() ? Json(nullptr) : Json(module.fallback_reason);
+    json["modules"].push_back(std::move(entry));
+  }
+  return json;
+}
+
+SizeFigures ComputeSizes(const JobPlan& plan) {
+  SizeFigures sizes;
+  sizes.before_bytes = plan.inspection.index.total_bytes();
+  const auto stored_bytes = static_cast<int64_t>(c10::elementSize(plan.stored_dtype));
+  int64_t logical_bits = 0;
+  for (const EffectiveScheme& module : plan.schemes) {
+    if (!module.scheme) continue;
+    const QuantizationScheme& scheme = *module.scheme;
+    const int64_t weights = module.out_features * module.in_features;
+    const int64_t groups = scheme.group_size == QuantizationScheme::kPerTensor
+                               ? 1
+                               : module.out_features * scheme.GroupsPerRow(module.in_features);
+    const int64_t scale_bits = scheme.scale_rule == ScaleRule::kTorchao ? 8 * stored_bytes : 16;
+    logical_bits +=
+        weights * scheme.bits + groups * (scale_bits + (scheme.symmetric ? 0 : scheme.bits));
+    sizes.quantized_weights += weights;
+  }
+  sizes.after_bytes =
+      sizes.before_bytes - sizes.quantized_weights * stored_bytes + (logical_bits + 7) / 8;
+  if (sizes.quantized_weights > 0) {
+    sizes.bits_per_weight =
+        static_cast<double>(logical_bits) / static_cast<double>(sizes.quantized_weights);
+  }
+  return sizes;
+}
+
+Json BuildReport(const ReportInputs& inputs) {
+  const JobPlan& plan = inputs.plan;
+  const SizeFigures sizes = ComputeSizes(plan);
+  const auto resumed = static_cast<size_t>(inputs.blocks_resumed);
+  const size_t all = inputs.blocks.size();
+  Json report;
+  report["engine_version"] = EngineVersion();
+  report["finished"] = FormatRfc3339(absl::Now());
+  report["device"] = DeviceLabel(plan.compute.device);
+  report["environment"] = inputs.environment;
+  report["model"] = ModelToJson(plan);
+  report["evaluation"] = inputs.evaluation;
+  report["size"] = {{"before_bytes", sizes.before_bytes},
+                    {"after_bytes", sizes.after_bytes},
+                    {"quantized_weights", sizes.quantized_weights},
+                    {"bits_per_weight", sizes.bits_per_weight}};
+  report["timing"] = {
+      {"load_seconds", inputs.load_seconds + SumOver(inputs.blocks, "load_seconds", all)},
+      {"observe_seconds", SumOver(inputs.blocks, "observe_seconds", all)},
+      {"quantize_seconds", SumOver(inputs.blocks, "quantize_seconds", all)},
+      {"export_seconds", inputs.export_seconds + SumOver(inputs.blocks, "export_seconds", all)},
+      {"evaluate_seconds", inputs.evaluate_seconds},
+      {"total_seconds", inputs.total_seconds + SumOver(inputs.blocks, "seconds", resumed)}};
+  report["memory"] = {{"host_peak_bytes", inputs.host_peak_bytes},
+                      {"device_peak_bytes", inputs.device_peak_bytes}};
+  report["warnings"] = Warnings(inputs);
+  report["blocks_resumed"] = inputs.blocks_resumed;
+  report["blocks"] = inputs.blocks;
+  report["skipped_modules"] = Json::array();
+  for (const EffectiveScheme& module : plan.schemes) {
+    if (!module.scheme) report["skipped_modules"].push_back(module.module);
+  }
+  report["spec"] = JobSpecToJson(plan.spec);
+  report["inputs"] = inputs.inputs;
+  report["outputs"] = Json::array();
+  for (const FileDigest& file : inputs.outputs) {
+    report["outputs"].push_back(FileDigestToJson(file));
+  }
+  report["result_digest"] = FolderDigest(inputs.outputs);
+  return report;
+}
+
+}  // namespace ptq

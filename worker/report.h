@@ -1,0 +1,82 @@
+// report.json: what a job did, module by module, and what it cost.
+#ifndef PTQ_WORKER_REPORT_H_
+#define PTQ_WORKER_REPORT_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/json.h"
+#include "common/quantization_scheme.h"
+#include "worker/file_digest.h"
+#include "worker/job_plan.h"
+
+namespace ptq {
+
+// One quantized linear layer. Errors are of its outputs over the calibration tokens, X being the
+// layer's input in the full-precision block fed by the quantized chain; none without calibration
+// data.
+struct ModuleResult {
+  std::string name;
+  QuantizationScheme scheme;
+  std::optional<double> output_mse;      // mean((X W - X Ŵ)²)
+  std::optional<double> relative_error;  // that over mean((X W)²)
+  std::optional<double> rtn_output_mse;  // of rtn by the same scheme
+  std::string fallback_reason;           // "": the asked algorithm made it
+};
+
+struct BlockResult {
+  std::string name;
+  double seconds = 0;  // of which:
+  double load_seconds = 0;
+  double observe_seconds = 0;
+  double quantize_seconds = 0;
+  double export_seconds = 0;
+  std::optional<double> loss_first;
+  std::optional<double> loss_best;
+  std::vector<float> loss_curve;  // empty where the algorithm has no loss
+  std::vector<ModuleResult> modules;
+};
+
+// An element of report.json's `blocks`, and what a block's manifest keeps of it for a resumed run.
+Json BlockResultToJson(const BlockResult& block);
+
+struct SizeFigures {
+  int64_t before_bytes = 0;  // all tensors of the checkpoint
+  int64_t after_bytes = 0;   // the same with quantized weights at their logical size
+  int64_t quantized_weights = 0;
+  double bits_per_weight = 0;  // codes, scales and zero points over quantized weights
+};
+
+// Logical sizes: bits a code, a scale (16 bits; the weight's own dtype under torchao's rule) a
+// group, a code-sized zero point a group where asymmetric. How a format stores them is its own
+// affair.
+SizeFigures ComputeSizes(const JobPlan& plan);
+
+struct ReportInputs {
+  const JobPlan& plan;
+  Json inputs;       // DigestInputs
+  Json environment;  // JobIdentity::environment
+  std::vector<Json> blocks;
+  Json evaluation;  // or null
+  std::vector<FileDigest> outputs;
+  std::vector<std::string> warnings;  // beside the plan's and those of fallbacks
+  int64_t blocks_resumed = 0;
+  // Of this run. Phases of blocks are summed over all runs from `blocks`, and so is the total.
+  double load_seconds = 0;
+  double export_seconds = 0;
+  double evaluate_seconds = 0;
+  double total_seconds = 0;
+  int64_t host_peak_bytes = 0;
+  int64_t device_peak_bytes = 0;
+};
+
+Json BuildReport(const ReportInputs& inputs);
+
+// The job spec without the paths of its inputs: their content counts, not where it lies.
+Json SpecWithoutPaths(const JobSpec& spec);
+
+}  // namespace ptq
+
+#endif  // PTQ_WORKER_REPORT_H_

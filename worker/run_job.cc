@@ -1,0 +1,156 @@
+#include "worker/run_job.h"
+
+#include <c10/core/ScalarType.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "algorithms/cuda/cuda_runtime.h"
+#include "common/file.h"
+#include "common/logging.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "common/torch_status.h"
+#include "worker/device.h"
+#include "worker/engine_version.h"
+#include "worker/pipeline.h"
+#include "worker/process_memory.h"
+#include "worker/report.h"
+#include "worker/stop_signals.h"
+
+namespace ptq {
+namespace {
+
+constexpr size_t kMaxMessage = 1000;
+
+// What went wrong, as one line that ends with what to do where we know it.
+std::string Sentence(const absl::Status& status) {
+  std::string message = Message(status);
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  if (message.size() > kMaxMessage) message.resize(kMaxMessage);
+  if (!absl::IsResourceExhausted(status)) return message;
+  const bool disk = message.find("No space left") != std::string::npos ||
+                    message.find("quota") != std::string::npos ||
+                    message.find("File too large") != std::string::npos;
+  return message + (disk ? "; free disk space and run the same job again, it continues after the "
+                           "last finished block"
+                         : "; lower batch_size, sequence_length or samples, or use a machine with "
+                           "more memory");
+}
+
+// Errors that the user repairs in the spec, as opposed to faults of the machine.
+bool IsRefusal(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kAlreadyExists:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kUnimplemented:
+    case absl::StatusCode::kOutOfRange:
+      return true;
+    default:
+      return false;
+  }
+}
+
+absl::StatusOr<JobPlan> ReadPlan(const RunOptions& options) {
+  PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(options.spec_path));
+  const absl::StatusOr<JobSpec> spec = ParseJobSpec(text);
+  if (!spec.ok()) return Annotate(spec.status(), options.spec_path);
+  return PlanJob(*spec);
+}
+
+JobIdentity MakeIdentity(const JobPlan& plan, Json inputs) {
+  JobIdentity identity;
+  identity.spec = SpecWithoutPaths(plan.spec);
+  identity.inputs = std::move(inputs);
+  identity.environment = {{"engine_version", EngineVersion()},
+                          {"device", plan.compute.device.is_cpu() ? "cpu" : "cuda"},
+                          {"compute_dtype", c10::toString(plan.compute.dtype)}};
+  return identity;
+}
+
+void SayStarted(EventWriter& events, const JobPlan& plan, int64_t resumed) {
+  JobEvent event;
+  event.type = JobEvent::Type::kStarted;
+  event.blocks_total = plan.inspection.config.num_hidden_layers;
+  event.blocks_resumed = resumed;
+  event.device = DeviceLabel(plan.compute.device);
+  events.Write(std::move(event));
+}
+
+class JobRun {
+ public:
+  JobRun(const RunOptions& options, EventWriter& events, const CancellationToken& cancel)
+      : options_(options), events_(events), cancel_(cancel) {}
+
+  // The result's digest.
+  absl::StatusOr<std::string> Run();
+  // Whether Run ended before weights were read.
+  bool preparing() const { return preparing_; }
+
+ private:
+  const RunOptions& options_;
+  EventWriter& events_;
+  const CancellationToken& cancel_;
+  bool preparing_ = true;
+};
+
+absl::StatusOr<std::string> JobRun::Run() {
+  const auto start = std::chrono::steady_clock::now();
+  PTQ_ASSIGN_OR_RETURN(const JobPlan plan, ReadPlan(options_));
+  events_.Phase("load", 0);
+  PTQ_ASSIGN_OR_RETURN(Json inputs, DigestInputs(plan.spec, cancel_, [this](double fraction) {
+                         events_.Phase("load", fraction);
+                       }));
+  const JobIdentity identity = MakeIdentity(plan, std::move(inputs));
+  PTQ_ASSIGN_OR_RETURN(const auto folder, JobFolder::Open(options_.output, identity, cancel_));
+  preparing_ = false;
+  for (const std::string& warning : plan.warnings) events_.Log("warning", warning);
+  if (folder->finished_report()) {
+    SayStarted(events_, plan, plan.inspection.config.num_hidden_layers);
+    events_.Log("info", "the folder holds this job's finished result");
+    return JsonString(*folder->finished_report(), "result_digest");
+  }
+  SayStarted(events_, plan, static_cast<int64_t>(folder->finished_blocks().size()));
+  for (const std::string& warning : folder->warnings()) events_.Log("warning", warning);
+  const BaselineCache cache(options_.cache_dir);
+  Pipeline pipeline(plan, identity, *folder, cache, events_, cancel_);
+  const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+  return pipeline.Run(spent.count());
+}
+
+}  // namespace
+
+int RunJob(const RunOptions& options, EventWriter& events, const CancellationToken& cancel) {
+  JobRun run(options, events, cancel);
+  const absl::StatusOr<std::string> digest =
+      CatchTorchErrors("the worker", [&] { return run.Run(); });
+  JobEvent event;
+  if (digest.ok()) {
+    event.type = JobEvent::Type::kSucceeded;
+    event.result_digest = *digest;
+    event.host_peak_bytes = HostPeakBytes();
+    event.device_peak_bytes = CudaPeakMemoryBytes();
+    events.Write(std::move(event));
+    return kExitDone;
+  }
+  // A stop may surface as whatever the interrupted call reports.
+  if (cancel.IsCancelled()) {
+    event.type = JobEvent::Type::kCancelled;
+    events.Write(std::move(event));
+    return kStoppedExitStatus;
+  }
+  event.type = JobEvent::Type::kFailed;
+  event.code = digest.status().code();
+  event.message = Sentence(digest.status());
+  PTQ_LOG(Error) << event.message;
+  events.Write(std::move(event));
+  return run.preparing() && IsRefusal(digest.status()) ? kExitBadSpec : kExitFailed;
+}
+
+}  // namespace ptq

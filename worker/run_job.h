@@ -1,0 +1,30 @@
+// `ptq-worker run`: from a spec file to an exit status.
+#ifndef PTQ_WORKER_RUN_JOB_H_
+#define PTQ_WORKER_RUN_JOB_H_
+
+#include <string>
+
+#include "common/cancellation.h"
+#include "worker/event_writer.h"
+
+namespace ptq {
+
+struct RunOptions {
+  std::string spec_path;
+  std::string output;
+  std::string cache_dir;  // of the baseline cache; "": none
+};
+
+inline constexpr int kExitDone = 0;
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitBadSpec = 2;
+// Stopped by a signal, resumable: kStoppedExitStatus (worker/stop_signals.h).
+
+// Runs the job, tells its events, and says on standard error what went wrong in one sentence. The
+// last event is succeeded, failed or cancelled. kExitBadSpec: the spec, what it names, or the
+// output folder can't be used, found before any weight was read.
+int RunJob(const RunOptions& options, EventWriter& events, const CancellationToken& cancel);
+
+}  // namespace ptq
+
+#endif  // PTQ_WORKER_RUN_JOB_H_
