@@ -1,0 +1,128 @@
+// Loading piece by piece: dtypes, tied heads, and what is said about a checkpoint that doesn't fit.
+#include "models/decoder_model.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/tiny_llama.h"
+
+namespace ptq {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::StatusIs;
+
+class DecoderModelTest : public ::testing::Test {
+ protected:
+  void Load(at::ScalarType stored = at::kFloat) {
+    checkpoint_ = testing::RandomCheckpoint(config_, 11, stored);
+    PTQ_ASSERT_OK_AND_ASSIGN(model_, DecoderModel::Create(config_, checkpoint_, {}));
+  }
+
+  ModelConfig config_ = testing::TinyLlamaConfig();
+  testing::InMemoryCheckpoint checkpoint_;
+  std::unique_ptr<DecoderModel> model_;
+};
+
+TEST_F(DecoderModelTest, HalfPrecisionCheckpointsAreWidenedWithoutChange) {
+  for (const at::ScalarType stored : {at::kHalf, at::kBFloat16}) {
+    Load(stored);
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto block, model_->LoadBlock(0));
+    for (const Linear& linear : block->linears()) {
+      EXPECT_EQ(linear.weight.scalar_type(), at::kFloat);
+      EXPECT_TRUE(linear.weight.to(stored).equal(checkpoint_.tensors[linear.module + ".weight"]));
+      EXPECT_TRUE(linear.bias.to(stored).equal(checkpoint_.tensors[linear.module + ".bias"]));
+    }
+  }
+}
+
+TEST_F(DecoderModelTest, EmbedLooksTokensUp) {
+  Load(at::kHalf);
+  const at::Tensor ids = at::tensor({1, 49, 0, 7, 7, 2}, at::kLong).view({2, 3});
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor hidden, model_->Embed(ids));
+  ASSERT_EQ(hidden.sizes(), (std::vector<int64_t>{2, 3, config_.hidden_size}));
+  const at::Tensor table = checkpoint_.tensors["model.embed_tokens.weight"].to(at::kFloat);
+  EXPECT_TRUE(hidden[0][1].equal(table[49]));
+  EXPECT_TRUE(hidden[1][2].equal(table[2]));
+}
+
+TEST_F(DecoderModelTest, TokensOutsideOfTheVocabularyAreRefused) {
+  Load();
+  EXPECT_THAT(model_->Embed(at::full({1, 4}, 50, at::kLong)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("50")));
+  EXPECT_THAT(model_->Embed(at::full({1, 4}, -1, at::kLong)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("-1")));
+  EXPECT_THAT(model_->Embed(at::full({4}, 1, at::kLong)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("[samples, length]")));
+}
+
+TEST_F(DecoderModelTest, TheHeadIsItsOwnMatrixOrTheEmbedding) {
+  for (const bool tied : {false, true}) {
+    config_.tie_word_embeddings = tied;
+    Load();
+    PTQ_ASSERT_OK_AND_ASSIGN(const LanguageModelHead head, model_->LoadHead());
+    EXPECT_TRUE(head.head_weight.equal(
+        checkpoint_.tensors[tied ? "model.embed_tokens.weight" : "lm_head.weight"]));
+    const at::Tensor hidden = at::randn({2, 3, config_.hidden_size}, at::kDouble);
+    const at::Tensor norm = hidden /
+                            (hidden.pow(2).mean({-1}, true) + config_.rms_norm_eps).sqrt() *
+                            checkpoint_.tensors["model.norm.weight"];
+    const at::Tensor expected = at::matmul(norm, head.head_weight.to(at::kDouble).t());
+    const at::Tensor logits = head.Logits(hidden.to(at::kFloat));
+    EXPECT_EQ(logits.scalar_type(), at::kFloat);
+    EXPECT_LT((logits - expected).abs().max().item<double>(), 1e-5);
+  }
+}
+
+TEST_F(DecoderModelTest, LogitsAreFloat32WhateverTheComputeDtype) {
+  checkpoint_ = testing::RandomCheckpoint(config_, 11, at::kBFloat16);
+  PTQ_ASSERT_OK_AND_ASSIGN(model_,
+                           DecoderModel::Create(config_, checkpoint_, {.dtype = at::kBFloat16}));
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor hidden, model_->Embed(at::ones({1, 4}, at::kLong)));
+  EXPECT_EQ(hidden.scalar_type(), at::kBFloat16);
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto block, model_->LoadBlock(0));
+  const at::Tensor output = block->Forward(hidden, model_->MakeRotaryTable(4));
+  EXPECT_EQ(output.scalar_type(), at::kBFloat16);
+  PTQ_ASSERT_OK_AND_ASSIGN(const LanguageModelHead head, model_->LoadHead());
+  EXPECT_EQ(head.Logits(output).scalar_type(), at::kFloat);
+}
+
+TEST_F(DecoderModelTest, ATensorThatDoesNotFitTheConfigIsNamed) {
+  Load();
+  checkpoint_.tensors["model.layers.1.mlp.up_proj.weight"] = at::zeros({3, 4});
+  EXPECT_THAT(model_->LoadBlock(1),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("model.layers.1.mlp.up_proj.weight: the shape is [3, 4], but "
+                                 "config.json says [48, 32]")));
+  checkpoint_.tensors.erase("model.norm.weight");
+  EXPECT_THAT(model_->LoadHead(),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("model.norm.weight")));
+}
+
+TEST_F(DecoderModelTest, OnlyExistingBlocksLoad) {
+  Load();
+  EXPECT_EQ(model_->block_count(), 2);
+  EXPECT_THAT(model_->LoadBlock(2),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("2 blocks")));
+  EXPECT_THAT(model_->LoadBlock(-1),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("2 blocks")));
+}
+
+TEST_F(DecoderModelTest, UnknownFamiliesAreUnimplemented) {
+  config_.model_type = "mamba";
+  EXPECT_THAT(DecoderModel::Create(config_, checkpoint_, {}),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("mamba")));
+}
+
+TEST(ChooseComputeDtypeTest, NeverLosesPrecision) {
+  EXPECT_EQ(ChooseComputeDtype(at::kCPU, at::kFloat), at::kFloat);
+  EXPECT_EQ(ChooseComputeDtype(at::kCPU, at::kHalf), at::kFloat);
+  for (const at::ScalarType stored : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    EXPECT_EQ(ChooseComputeDtype(at::kCUDA, stored), stored);
+  }
+}
+
+}  // namespace
+}  // namespace ptq

@@ -1,0 +1,130 @@
+// The two chains through a model, and what is observed of each block.
+#include "observers/observed_block.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/tiny_llama.h"
+
+namespace ptq {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::StatusIs;
+
+class BlockInputObserverTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    checkpoint_ = testing::RandomCheckpoint(config_, 21);
+    PTQ_ASSERT_OK_AND_ASSIGN(model_, DecoderModel::Create(config_, checkpoint_, {}));
+    PTQ_ASSERT_OK_AND_ASSIGN(first_, model_->LoadBlock(0));
+    PTQ_ASSERT_OK_AND_ASSIGN(second_, model_->LoadBlock(1));
+    ids_ = at::randint(config_.vocab_size, {5, 6}, at::kLong);
+    PTQ_ASSERT_OK_AND_ASSIGN(observer_, BlockInputObserver::Create(*model_, ids_, 2));
+  }
+
+  static std::vector<at::Tensor> Rounded(const DecoderBlock& block) {
+    std::vector<at::Tensor> weights;
+    for (const Linear& linear : block.linears()) {
+      weights.push_back((linear.weight * 4).round() / 4);
+    }
+    return weights;
+  }
+
+  at::Tensor Run(const DecoderBlock& block, const at::Tensor& inputs,
+                 const std::vector<at::Tensor>& weights) {
+    return RunBlock(block, inputs, observer_->rotary(), 2,
+                    [&](size_t index, const at::Tensor& input) {
+                      return ApplyLinear(block.linears()[index], weights[index], input);
+                    });
+  }
+
+  ModelConfig config_ = testing::TinyLlamaConfig();
+  testing::InMemoryCheckpoint checkpoint_;
+  std::unique_ptr<DecoderModel> model_;
+  std::unique_ptr<DecoderBlock> first_;
+  std::unique_ptr<DecoderBlock> second_;
+  at::Tensor ids_;
+  std::unique_ptr<BlockInputObserver> observer_;
+};
+
+TEST_F(BlockInputObserverTest, StartsWithTheEmbeddingInBothChains) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor embedded, model_->Embed(ids_));
+  EXPECT_TRUE(observer_->inputs().full_precision.equal(embedded));
+  EXPECT_TRUE(observer_->inputs().quantized.equal(embedded));
+  EXPECT_TRUE(observer_->inputs().token_mask.equal(LastPositionMask(5, 6, at::kCPU)));
+  EXPECT_EQ(observer_->rotary().cos.size(0), 6);
+}
+
+TEST_F(BlockInputObserverTest, ChainsSeparateBehindAQuantizedBlock) {
+  const at::Tensor embedded = observer_->inputs().full_precision.clone();
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*first_));
+  EXPECT_EQ(observed.block, first_.get());
+  EXPECT_EQ(observed.micro_batch, 2);
+  EXPECT_TRUE(observed.targets.equal(RunBlock(*first_, embedded, observer_->rotary(), 2)));
+  EXPECT_TRUE(observed.inputs->full_precision.equal(embedded));
+
+  const std::vector<at::Tensor> rounded = Rounded(*first_);
+  const at::Tensor quantized = Run(*first_, embedded, rounded);
+  ASSERT_THAT(observer_->Advance(observed, rounded), testing::IsOk());
+  EXPECT_TRUE(observer_->inputs().full_precision.equal(observed.targets));
+  EXPECT_TRUE(observer_->inputs().quantized.equal(quantized));
+  EXPECT_FALSE(quantized.equal(observed.targets));
+}
+
+TEST_F(BlockInputObserverTest, StatisticsAreOfTheQuantizedChainTargetsOfTheOther) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock before, observer_->Observe(*first_));
+  ASSERT_THAT(observer_->Advance(before, Rounded(*first_)), testing::IsOk());
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*second_));
+
+  LinearObserver expected(*second_);
+  RunBlock(*second_, observer_->inputs().quantized, observer_->rotary(), 2, expected.Observe());
+  const std::vector<LinearStatistics> statistics = expected.Finish();
+  ASSERT_EQ(observed.statistics.size(), statistics.size());
+  for (size_t i = 0; i < statistics.size(); ++i) {
+    EXPECT_EQ(observed.statistics[i].tokens, 5 * 6);
+    EXPECT_TRUE(observed.statistics[i].hessian.equal(statistics[i].hessian)) << i;
+    EXPECT_TRUE(observed.statistics[i].importance.equal(statistics[i].importance)) << i;
+  }
+  EXPECT_TRUE(observed.targets.equal(
+      RunBlock(*second_, observer_->inputs().full_precision, observer_->rotary(), 2)));
+}
+
+TEST_F(BlockInputObserverTest, AnUndefinedWeightMeansTheBlocksOwn) {
+  const at::Tensor embedded = observer_->inputs().full_precision.clone();
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*first_));
+  std::vector<at::Tensor> weights = Rounded(*first_);
+  std::vector<at::Tensor> expected = weights;
+  weights[3] = at::Tensor();
+  expected[3] = first_->linears()[3].weight;
+  ASSERT_THAT(observer_->Advance(observed, weights), testing::IsOk());
+  EXPECT_TRUE(observer_->inputs().quantized.equal(Run(*first_, embedded, expected)));
+}
+
+TEST_F(BlockInputObserverTest, ChainsStayEqualWhileNothingIsQuantized) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock first, observer_->Observe(*first_));
+  ASSERT_THAT(observer_->Advance(first, std::vector<at::Tensor>(7)), testing::IsOk());
+  EXPECT_TRUE(observer_->inputs().quantized.equal(first.targets));
+  const at::Tensor entering = observer_->inputs().quantized.clone();
+
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock second, observer_->Observe(*second_));
+  const std::vector<at::Tensor> rounded = Rounded(*second_);
+  const at::Tensor expected = Run(*second_, entering, rounded);
+  ASSERT_THAT(observer_->Advance(second, rounded), testing::IsOk());
+  EXPECT_TRUE(observer_->inputs().full_precision.equal(second.targets));
+  EXPECT_TRUE(observer_->inputs().quantized.equal(expected));
+}
+
+TEST_F(BlockInputObserverTest, WrongArgumentsAreRefused) {
+  EXPECT_THAT(BlockInputObserver::Create(*model_, ids_, 0),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("micro-batch")));
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*first_));
+  EXPECT_THAT(observer_->Advance(observed, {}),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("0 quantized weights were given for 7 linear layers")));
+}
+
+}  // namespace
+}  // namespace ptq
