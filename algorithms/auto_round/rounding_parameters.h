@@ -1,0 +1,65 @@
+// What Auto-Round tunes in one linear layer: rounding offsets V and range factors alpha and beta,
+// with the fake-quantized weight that they give and their signed descent (auto-round.md §1.1-1.4).
+#ifndef PTQ_ALGORITHMS_AUTO_ROUND_ROUNDING_PARAMETERS_H_
+#define PTQ_ALGORITHMS_AUTO_ROUND_ROUNDING_PARAMETERS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include "algorithms/affine/affine_quantized_tensor.h"
+#include "algorithms/auto_round/rounding_state.h"
+#include "algorithms/auto_round/tuning_state.h"
+#include "common/quantization_scheme.h"
+
+namespace ptq {
+
+// Works on the weight's device: host loops, or the kernels of libptq_cuda.so. Autograd never sees
+// it. Methods throw c10::Error. Thread-compatible.
+class RoundingParameters {
+ public:
+  // V = 0, alpha = beta = 1: rtn. `weight` [N, K] float32, bfloat16 or float16, finite, unchanged
+  // while this lives; `stored_dtype` is the checkpoint's, to which decoded values are rounded;
+  // `scheme` fits the weight and has the full-range rule.
+  RoundingParameters(const at::Tensor& weight, at::ScalarType stored_dtype,
+                     const QuantizationScheme& scheme);
+
+  // Writes the weight that the current parameters decode to, [N, K] contiguous, of the weight's
+  // dtype.
+  void FakeQuantize(const at::Tensor& output);
+
+  // One step of signed descent from `gradient` = dL / d output of the last FakeQuantize
+  // (contiguous, same shape and dtype; its scale does not matter), at the rates of step
+  // *rates.step. Before it, if *rates.improved, codes and scales of that FakeQuantize become the
+  // best ones.
+  void Step(const at::Tensor& gradient, const StepRates& rates);
+
+  // The best codes and scales as a record. Only after a step that improved.
+  AffineQuantizedTensor BestRecord() const;
+
+  const at::Tensor& value() const { return value_; }  // [N, K] float32
+  const at::Tensor& alpha() const { return alpha_; }  // [groups] float32
+  const at::Tensor& beta() const { return beta_; }    // [groups] float32
+  const at::Tensor& scale() const { return scale_; }  // [groups] float32, of the last FakeQuantize
+  const at::Tensor& zero_point() const { return zero_point_; }  // likewise, unsigned
+
+ private:
+  at::ScalarType stored_dtype_;
+  QuantizationScheme scheme_;
+  at::Tensor weight_;
+  at::Tensor value_;
+  at::Tensor alpha_;
+  at::Tensor beta_;
+  at::Tensor minimum_;
+  at::Tensor maximum_;
+  at::Tensor scale_;
+  at::Tensor zero_point_;
+  at::Tensor scale_gradient_;
+  at::Tensor clamped_gradient_;
+  at::Tensor best_codes_;
+  at::Tensor best_scale_;
+  at::Tensor best_zero_point_;
+  RoundingState state_;  // pointers into the tensors above
+};
+
+}  // namespace ptq
+
+#endif  // PTQ_ALGORITHMS_AUTO_ROUND_ROUNDING_PARAMETERS_H_

@@ -1,0 +1,45 @@
+// What the steps of one block's tuning share, as raw spans on the host or on a CUDA device: the
+// step counter, the batches, the loss and which step was best. Kept beside the data, so that no
+// step waits for the host and one captured CUDA graph serves all steps. C++17, no torch.
+#ifndef PTQ_ALGORITHMS_AUTO_ROUND_TUNING_STATE_H_
+#define PTQ_ALGORITHMS_AUTO_ROUND_TUNING_STATE_H_
+
+#include <cstdint>
+
+namespace ptq {
+
+enum class HiddenDtype { kFloat32, kBFloat16, kHalf };
+
+struct TuningState {
+  // Loss of step k: mean((output - target)² · mask²) over unmasked tokens.
+  const void* output = nullptr;    // [batch, length, width]: the block's, of the current batch
+  void* gradient = nullptr;        // the same shape: (output - target) · mask² · gradient_scale
+  const void* targets = nullptr;   // [samples, length, width]
+  const float* mask = nullptr;     // [samples, length]
+  const int64_t* order = nullptr;  // [iterations, batch] sample indices
+  float* token_sums = nullptr;     // [batch, length]: scratch
+  int64_t* step = nullptr;         // [1]: k
+  float* loss_curve = nullptr;     // [iterations]; NaN if the batch has no unmasked token
+  float* best_loss = nullptr;      // [1], infinity at first
+  int64_t* best_step = nullptr;    // [1], -1 at first
+  int32_t* improved = nullptr;     // [1]: 1 if step k's loss is below all before it
+  int64_t batch = 0;
+  int64_t length = 0;
+  int64_t width = 0;
+  float gradient_scale = 1.0f;
+  HiddenDtype dtype = HiddenDtype::kFloat32;
+
+  int64_t tokens() const { return batch * length; }
+};
+
+// Learning rates by step and where in them a step is; see TuningState.
+struct StepRates {
+  const float* value = nullptr;  // [iterations]: of V
+  const float* range = nullptr;  // [iterations]: of alpha and beta
+  const int64_t* step = nullptr;
+  const int32_t* improved = nullptr;  // keep codes and scales before the step if 1
+};
+
+}  // namespace ptq
+
+#endif  // PTQ_ALGORITHMS_AUTO_ROUND_TUNING_STATE_H_

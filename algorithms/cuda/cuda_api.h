@@ -1,0 +1,50 @@
+// What libptq_cuda.so offers: one table of functions, found by dlsym under kCudaApiSymbol. C++17,
+// no torch headers. Streams are cudaStream_t; every kernel launch returns a cudaError_t as int.
+#ifndef PTQ_ALGORITHMS_CUDA_CUDA_API_H_
+#define PTQ_ALGORITHMS_CUDA_CUDA_API_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "algorithms/auto_round/rounding_state.h"
+#include "algorithms/auto_round/tuning_state.h"
+
+namespace ptq {
+
+struct CudaApi {
+  static constexpr int kVersion = 1;
+  int version;
+
+  // Kernels of algorithms/auto_round: the host loops of the same names, over all groups and units.
+  int (*fake_quantize)(const RoundingState& state, void* stream);  // ChooseScales, FakeQuantize
+  // KeepCodes and KeepScales if *rates.improved, then StepValues and StepRanges.
+  int (*step_rounding)(const RoundingState& state, const StepRates& rates, void* stream);
+  int (*tuning_loss)(const TuningState& state, void* stream);  // LossOfTokens, FinishLoss
+  int (*advance_step)(int64_t* step, void* stream);            // ++*step
+  const char* (*error_string)(int error);
+
+  // libtorch's CUDA side. These may throw c10::Error.
+  void* (*current_stream)();
+  void (*synchronize)();
+  int64_t (*peak_allocated_bytes)();  // since the process began, by the caching allocator
+  void (*reset_peak_allocated_bytes)();
+  void (*release_cached_memory)();
+  // Name of the current device, zero-terminated, at most `capacity` bytes.
+  void (*device_name)(char* name, size_t capacity);
+  int64_t (*device_memory_bytes)();
+
+  // A CUDA graph: what runs between begin and end on the current stream (not the default one) is
+  // recorded, and runs at each replay.
+  void* (*graph_create)();
+  void (*graph_capture_begin)(void* graph);
+  void (*graph_capture_end)(void* graph);
+  void (*graph_replay)(void* graph);
+  void (*graph_destroy)(void* graph);
+};
+
+// extern "C" const ptq::CudaApi* ptq_cuda_api();
+constexpr const char* kCudaApiSymbol = "ptq_cuda_api";
+
+}  // namespace ptq
+
+#endif  // PTQ_ALGORITHMS_CUDA_CUDA_API_H_

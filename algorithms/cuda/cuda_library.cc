@@ -1,0 +1,63 @@
+// libptq_cuda.so: the table of cuda_api.h. The one file that sees libtorch's CUDA headers.
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+
+#include "algorithms/cuda/cuda_api.h"
+#include "algorithms/cuda/kernels.h"
+
+namespace ptq {
+namespace {
+
+using at::cuda::CUDAGraph;
+
+cudaDeviceProp Properties() {
+  cudaDeviceProp properties;
+  C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, c10::cuda::current_device()));
+  return properties;
+}
+
+const char* ErrorString(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+void* CurrentStream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+void Synchronize() { c10::cuda::device_synchronize(); }
+int64_t PeakAllocatedBytes() {
+  const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(c10::cuda::current_device());
+  return stats.allocated_bytes[0].peak;  // 0: all pools together
+}
+void ResetPeakAllocatedBytes() {
+  c10::cuda::CUDACachingAllocator::resetPeakStats(c10::cuda::current_device());
+}
+void ReleaseCachedMemory() { c10::cuda::CUDACachingAllocator::emptyCache(); }
+void DeviceName(char* name, size_t capacity) {
+  const cudaDeviceProp properties = Properties();
+  std::strncpy(name, properties.name, capacity - 1);
+  name[capacity - 1] = '\0';
+}
+int64_t DeviceMemoryBytes() { return static_cast<int64_t>(Properties().totalGlobalMem); }
+
+void* GraphCreate() { return new CUDAGraph; }
+void GraphCaptureBegin(void* graph) { static_cast<CUDAGraph*>(graph)->capture_begin(); }
+void GraphCaptureEnd(void* graph) { static_cast<CUDAGraph*>(graph)->capture_end(); }
+void GraphReplay(void* graph) { static_cast<CUDAGraph*>(graph)->replay(); }
+void GraphDestroy(void* graph) { delete static_cast<CUDAGraph*>(graph); }
+
+constexpr CudaApi kApi = {
+    CudaApi::kVersion,       LaunchFakeQuantize,  LaunchStepRounding,
+    LaunchTuningLoss,        LaunchAdvanceStep,   ErrorString,
+    CurrentStream,           Synchronize,         PeakAllocatedBytes,
+    ResetPeakAllocatedBytes, ReleaseCachedMemory, DeviceName,
+    DeviceMemoryBytes,       GraphCreate,         GraphCaptureBegin,
+    GraphCaptureEnd,         GraphReplay,         GraphDestroy,
+};
+
+}  // namespace
+}  // namespace ptq
+
+extern "C" __attribute__((visibility("default"))) const ptq::CudaApi* ptq_cuda_api() {
+  return &ptq::kApi;
+}

@@ -1,0 +1,20 @@
+// Launchers of this project's kernels: cudaStream_t in, cudaError_t out. C++17, no torch.
+#ifndef PTQ_ALGORITHMS_CUDA_KERNELS_H_
+#define PTQ_ALGORITHMS_CUDA_KERNELS_H_
+
+#include <cstdint>
+
+#include "algorithms/auto_round/rounding_state.h"
+#include "algorithms/auto_round/tuning_state.h"
+
+namespace ptq {
+
+// See CudaApi (cuda_api.h).
+int LaunchFakeQuantize(const RoundingState& state, void* stream);
+int LaunchStepRounding(const RoundingState& state, const StepRates& rates, void* stream);
+int LaunchTuningLoss(const TuningState& state, void* stream);
+int LaunchAdvanceStep(int64_t* step, void* stream);
+
+}  // namespace ptq
+
+#endif  // PTQ_ALGORITHMS_CUDA_KERNELS_H_
