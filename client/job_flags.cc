@@ -1,0 +1,221 @@
+#include "client/job_flags.h"
+
+#include <utility>
+
+#include "client/resource_names.h"
+#include "client/rpc_status.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "worker/spec/scheme_rules.h"
+
+namespace ptq {
+namespace {
+
+// A flag whose values have names: parsed by one of job_spec.h's functions, which say what is
+// allowed.
+template <typename T>
+CLI::Option* AddChoice(CLI::App& command, const std::string& name, T& value,
+                       absl::StatusOr<T> (*parse)(const std::string&), const char* (*print)(T),
+                       const std::string& choices, const std::string& description) {
+  CLI::Option* option = command.add_option_function<std::string>(
+      name,
+      [&value, parse, name](const std::string& text) {
+        auto parsed = parse(text);
+        if (!parsed.ok()) throw CLI::ValidationError(name, Message(parsed.status()));
+        value = *parsed;
+      },
+      description);
+  return option->type_name(choices)->default_str(print(value));
+}
+
+bool IsUuid(const std::string& text) {
+  if (text.size() != 36) return false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+    if (dash ? text[i] != '-' : !isxdigit(static_cast<unsigned char>(text[i]))) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void AddJobFlags(CLI::App& command, JobFlags& flags) {
+  JobSpec& spec = flags.spec;
+  command
+      .add_option("MODEL_DIR", spec.model,
+                  "Folder of a Hugging Face checkpoint: config.json, safetensors, tokenizer. Links "
+                  "are followed, so that a snapshot of the Hugging Face cache will do.")
+      ->type_name("DIR")
+      ->required();
+
+  const auto inputs = [](CLI::Option* option) { option->group("Inputs"); };
+  inputs(command
+             .add_option("--calibration", spec.calibration,
+                         "Calibration text: .jsonl with a \"text\" field, .txt (one document), or "
+                         ".safetensors with integer input_ids [samples, length]. Needed by every "
+                         "algorithm but rtn.")
+             ->type_name("FILE"));
+  inputs(command
+             .add_option("--evaluation", spec.evaluation,
+                         "Held-out text of the same kinds. The report then says what the "
+                         "quantization cost: perplexity, KL divergence, top-1 agreement.")
+             ->type_name("FILE"));
+  inputs(command.add_flag("--server-path", flags.server_path,
+                          "The paths lie on the server, below one of its model roots: nothing is "
+                          "uploaded."));
+
+  const auto scheme = [](CLI::Option* option) { option->group("Quantization"); };
+  scheme(
+      AddChoice(command, "--algorithm", spec.algorithm, ParseAlgorithm, AlgorithmName,
+                "auto-round|gptq|opt-rtn|rtn",
+                "auto-round learns the rounding block by block (best); gptq solves each layer in "
+                "closed form; opt-rtn searches scales; rtn only rounds."));
+  scheme(command.add_option("--bits", spec.bits, "Bits of a weight, 2 to 8.")
+             ->type_name("N")
+             ->capture_default_str());
+  scheme(command
+             .add_option("--group-size", spec.group_size,
+                         "Weights of a row that share a scale; -1: the whole row, 0: the whole "
+                         "tensor.")
+             ->type_name("N")
+             ->capture_default_str());
+  scheme(command.add_flag("--asymmetric", spec.asymmetric,
+                          "Codes with a zero point instead of symmetric ones."));
+  scheme(command
+             .add_option("--rule", spec.rule,
+                         "'PATTERN:bits=8,group_size=32' or 'PATTERN:skip' for the modules whose "
+                         "whole name matches the regular expression (RE2). Keys: bits, group_size, "
+                         "symmetric. Repeatable; the first rule that matches wins.")
+             ->type_name("RULE")
+             ->allow_extra_args(false));
+  scheme(AddChoice(command, "--scale-rule", spec.scale_rule, ParseScaleRule, ScaleRuleName,
+                   "full-range|torchao",
+                   "How rtn derives scales: Auto-Round's full-range rule or torchao's own."));
+  scheme(AddChoice(command, "--format", spec.format, ParseOutputFormat, OutputFormatName,
+                   "affine|dequantized",
+                   "affine loads in transformers with torchao; dequantized is a plain checkpoint "
+                   "with the rounded weights."));
+
+  const auto tuning = [](CLI::Option* option) { option->group("Calibration"); };
+  tuning(command.add_option("--iterations", spec.iterations, "Steps of auto-round for each block.")
+             ->type_name("N")
+             ->capture_default_str());
+  tuning(command.add_option("--batch-size", spec.batch_size, "Windows in a step of auto-round.")
+             ->type_name("N")
+             ->capture_default_str());
+  tuning(command.add_option("--samples", spec.samples, "Calibration windows.")
+             ->type_name("N")
+             ->capture_default_str());
+  tuning(command.add_option("--sequence-length", spec.sequence_length, "Tokens of a window.")
+             ->type_name("N")
+             ->capture_default_str());
+  tuning(command.add_option("--seed", spec.seed, "Seed of everything random.")
+             ->type_name("N")
+             ->capture_default_str());
+
+  const auto evaluation = [](CLI::Option* option) { option->group("Evaluation"); };
+  evaluation(command
+                 .add_option("--evaluation-window", spec.evaluation_window,
+                             "Tokens of an evaluation window. Default: the sequence length.")
+                 ->type_name("N"));
+  evaluation(command
+                 .add_option("--evaluation-samples", spec.evaluation_samples,
+                             "Evaluation windows; 0: all.")
+                 ->type_name("N")
+                 ->capture_default_str());
+
+  const auto job = [](CLI::Option* option) { option->group("Job"); };
+  job(AddChoice(command, "--device", spec.device, ParseDevice, DeviceName, "auto|cpu|cuda",
+                "Where the worker computes."));
+  job(command
+          .add_option("--label", flags.labels,
+                      "KEY=VALUE that the job carries; `ptq list --filter` finds it. Repeatable.")
+          ->type_name("KEY=VALUE")
+          ->allow_extra_args(false));
+  job(command
+          .add_option("--request-id", flags.request_id,
+                      "The same UUID gives the same job, however often the command runs.")
+          ->type_name("UUID"));
+  job(command.add_flag("--validate-only", flags.validate_only,
+                       "Check everything that can be known without reading weights; no job is "
+                       "made."));
+  job(command.add_flag("--no-reuse", flags.no_reuse,
+                       "Compute again even if the server has the result of equal work."));
+}
+
+absl::Status ValidateJobFlags(const JobFlags& flags) {
+  if (absl::Status status = ValidateJobSpec(flags.spec); !status.ok()) {
+    return absl::Status(status.code(), WithFlagNames(Message(status)));
+  }
+  for (const std::string& label : flags.labels) {
+    const size_t equals = label.find('=');
+    if (equals == std::string::npos || equals == 0) {
+      return absl::InvalidArgumentError("--label: '" + label + "' is not KEY=VALUE");
+    }
+  }
+  if (!flags.request_id.empty() && !IsUuid(flags.request_id)) {
+    return absl::InvalidArgumentError("--request-id: '" + flags.request_id +
+                                      "' is not a UUID; `uuidgen` makes one");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& flags,
+                                                                const InputNames& inputs) {
+  const JobSpec& spec = flags.spec;
+  v1::CreateQuantizationJobRequest request;
+  request.set_parent(kDefaultTenant);
+  request.set_request_id(flags.request_id.empty() ? RandomUuid() : flags.request_id);
+  request.set_validate_only(flags.validate_only);
+  for (const std::string& label : flags.labels) {
+    const size_t equals = label.find('=');
+    (*request.mutable_labels())[label.substr(0, equals)] = label.substr(equals + 1);
+  }
+  v1::QuantizationSpec& message = *request.mutable_spec();
+  message.set_model(inputs.model);
+  message.set_calibration_dataset(inputs.calibration);
+  message.set_evaluation_dataset(inputs.evaluation);
+  switch (spec.algorithm) {
+    case Algorithm::kAutoRound:
+      message.mutable_auto_round()->set_iterations(spec.iterations);
+      message.mutable_auto_round()->set_batch_size(spec.batch_size);
+      break;
+    case Algorithm::kGptq:
+      message.mutable_gptq();
+      break;
+    case Algorithm::kOptRtn:
+      message.mutable_opt_rtn();
+      break;
+    case Algorithm::kRtn:
+      message.mutable_rtn()->set_scale_rule(ScaleRuleName(spec.scale_rule));
+      break;
+  }
+  message.mutable_scheme()->set_bits(spec.bits);
+  message.mutable_scheme()->set_group_size(spec.group_size);
+  message.mutable_scheme()->set_asymmetric(spec.asymmetric);
+  for (const std::string& text : spec.rule) {
+    auto rule = ParseSchemeRule(text);
+    if (!rule.ok()) {
+      return absl::Status(rule.status().code(), WithFlagNames(Message(rule.status())));
+    }
+    v1::ModuleRule& entry = *message.add_rules();
+    entry.set_pattern(rule->pattern);
+    entry.set_skip(rule->skip);
+    if (rule->bits.has_value()) entry.set_bits(*rule->bits);
+    if (rule->group_size.has_value()) entry.set_group_size(*rule->group_size);
+    if (rule->symmetric.has_value()) entry.set_symmetric(*rule->symmetric);
+  }
+  message.set_output_format(OutputFormatName(spec.format));
+  message.set_seed(spec.seed);
+  message.mutable_resources()->set_device(DeviceName(spec.device));
+  message.set_cache_policy(flags.no_reuse ? v1::SKIP_LOOKUP : v1::REUSE);
+  message.mutable_calibration()->set_samples(spec.samples);
+  message.mutable_calibration()->set_sequence_length(spec.sequence_length);
+  if (spec.evaluation_window > 0) {
+    message.mutable_evaluation()->set_window(spec.evaluation_window);
+  }
+  message.mutable_evaluation()->set_samples(spec.evaluation_samples);
+  return request;
+}
+
+}  // namespace ptq
