@@ -2,16 +2,15 @@
 
 #include <algorithm>
 #include <set>
-#include <string_view>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "common/file.h"
-#include "common/json.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
 #include "formats/headers/quote.h"
+#include "formats/headers/weight_map.h"
 
 namespace ptq {
 namespace {
@@ -19,18 +18,7 @@ namespace {
 constexpr char kIndexName[] = "model.safetensors.index.json";
 constexpr char kSingleName[] = "model.safetensors";
 constexpr int64_t kMaxIndexBytes = 256 << 20;
-constexpr size_t kMaxTensors = 1'000'000;
 constexpr size_t kMaxShards = 10'000;
-
-// Tensor to file, as the index says it.
-using WeightMap = std::vector<std::pair<std::string, std::string>>;
-
-bool IsPickleName(const std::string& name) {
-  for (const char* suffix : {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}) {
-    if (absl::EndsWithIgnoreCase(name, suffix)) return true;
-  }
-  return false;
-}
 
 // Tokenizers that are not JSON, and chat templates.
 bool IsTokenizerName(const std::string& name) {
@@ -62,45 +50,10 @@ absl::Status NoWeights(const std::vector<std::string>& names) {
       absl::StrFormat("the folder has no weights: neither %s nor %s", kSingleName, kIndexName));
 }
 
-absl::StatusOr<WeightMap> ParseIndex(std::string_view text) {
-  PTQ_ASSIGN_OR_RETURN(Json json, ParseJson(text, {.max_depth = 8, .max_bytes = kMaxIndexBytes}));
-  if (!json.is_object()) return absl::InvalidArgumentError("not a JSON object");
-  const auto map = json.find("weight_map");
-  if (map == json.end() || !map->is_object()) {
-    return absl::InvalidArgumentError("weight_map is missing or is not an object");
-  }
-  if (map->empty()) return absl::InvalidArgumentError("weight_map is empty");
-  if (map->size() > kMaxTensors) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("weight_map names more than %d tensors", kMaxTensors));
-  }
-  WeightMap weight_map;
-  weight_map.reserve(map->size());
-  for (auto& [tensor, file] : map->get_ref<Json::object_t&>()) {
-    if (!file.is_string()) {
-      return absl::InvalidArgumentError("weight_map: the file of tensor " + Quote(tensor) +
-                                        " is not a string");
-    }
-    std::string& name = file.get_ref<std::string&>();
-    if (!IsSafeRelativePath(name) || name.find('/') != std::string::npos) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("weight_map: %s, the file of tensor %s, is not a plain file name",
-                          Quote(name), Quote(tensor)));
-    }
-    if (!absl::EndsWith(name, ".safetensors")) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "weight_map: %s, the file of tensor %s, is not a .safetensors file%s", Quote(name),
-          Quote(tensor), IsPickleName(name) ? "; pickle weights are never loaded" : ""));
-    }
-    weight_map.emplace_back(tensor, std::move(name));
-  }
-  return weight_map;
-}
-
 absl::StatusOr<WeightMap> ReadIndex(const std::string& folder) {
   PTQ_ASSIGN_OR_RETURN(const std::string text,
                        ReadFile(JoinPath(folder, kIndexName), kMaxIndexBytes));
-  auto weight_map = ParseIndex(text);
+  auto weight_map = ParseWeightMap(text);
   if (!weight_map.ok()) return Annotate(weight_map.status(), kIndexName);
   return weight_map;
 }
@@ -135,9 +88,10 @@ absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& folder) {
 
 absl::Status CheckWeightMap(const WeightMap& weight_map,
                             const std::map<std::string, CheckpointTensor>& tensors) {
+  auto found = tensors.begin();  // both are sorted by name
   for (const auto& [name, file] : weight_map) {
-    const auto found = tensors.find(name);
-    if (found == tensors.end()) {
+    while (found != tensors.end() && found->first < name) ++found;
+    if (found == tensors.end() || found->first != name) {
       return absl::InvalidArgumentError(
           absl::StrFormat("%s: tensor %s is in none of the shards (weight_map says %s)", kIndexName,
                           Quote(name), Quote(file)));

@@ -4,6 +4,7 @@
 #include <array>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
@@ -33,8 +34,7 @@ absl::StatusOr<ModelConfig> ReadConfig(const std::string& folder,
 
 // What is odd about a checkpoint that is accepted.
 void WarnAboutTensors(const CheckpointIndex& index, const ModelConfig& config,
-                      std::vector<std::string>* warnings) {
-  std::vector<std::string> outside = TensorsOutsideTable(index, config);
+                      std::vector<std::string> outside, std::vector<std::string>* warnings) {
   const auto head = std::find(outside.begin(), outside.end(), "lm_head.weight");
   if (head != outside.end()) {
     outside.erase(head);
@@ -170,8 +170,9 @@ absl::StatusOr<CheckpointInspection> InspectCheckpoint(const std::string& folder
   CheckpointInspection inspection;
   PTQ_ASSIGN_OR_RETURN(inspection.config, ReadConfig(folder, &inspection.warnings));
   PTQ_ASSIGN_OR_RETURN(inspection.index, CheckpointIndex::Open(folder));
-  PTQ_RETURN_IF_ERROR(CheckAgainstTable(inspection.index, inspection.config));
-  WarnAboutTensors(inspection.index, inspection.config, &inspection.warnings);
+  std::vector<std::string> outside;
+  PTQ_RETURN_IF_ERROR(CheckAgainstTable(inspection.index, inspection.config, &outside));
+  WarnAboutTensors(inspection.index, inspection.config, std::move(outside), &inspection.warnings);
   inspection.has_tokenizer = PathExists(JoinPath(folder, "tokenizer.json"));
   return inspection;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -232,14 +233,20 @@ class HeaderHandler final : public nlohmann::json_sax<Json> {
 };
 
 absl::Status CheckUniqueNames(const std::vector<TensorInfo>& tensors) {
-  std::vector<const std::string*> names;
+  // By hash first: names share long prefixes, which makes comparing them slow.
+  std::vector<std::pair<size_t, const std::string*>> names;
   names.reserve(tensors.size());
-  for (const TensorInfo& tensor : tensors) names.push_back(&tensor.name);
-  std::sort(names.begin(), names.end(), [](const auto* a, const auto* b) { return *a < *b; });
-  const auto twice = std::adjacent_find(names.begin(), names.end(),
-                                        [](const auto* a, const auto* b) { return *a == *b; });
+  for (const TensorInfo& tensor : tensors) {
+    names.emplace_back(std::hash<std::string>()(tensor.name), &tensor.name);
+  }
+  std::sort(names.begin(), names.end(), [](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first < b.first : *a.second < *b.second;
+  });
+  const auto twice = std::adjacent_find(
+      names.begin(), names.end(),
+      [](const auto& a, const auto& b) { return a.first == b.first && *a.second == *b.second; });
   if (twice == names.end()) return absl::OkStatus();
-  return absl::InvalidArgumentError("the tensor name " + Quote(**twice) + " is repeated");
+  return absl::InvalidArgumentError("the tensor name " + Quote(*twice->second) + " is repeated");
 }
 
 // `tensors` are sorted by offset.

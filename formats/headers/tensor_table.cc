@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <string_view>
-#include <unordered_set>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
+#include "common/status_macros.h"
 #include "formats/headers/quote.h"
 
 namespace ptq {
@@ -182,6 +183,25 @@ absl::Status CheckTensor(const CheckpointTensor* found, const TableTensor& expec
   return absl::OkStatus();
 }
 
+// Sorted names that no row of `table` asks for and the family does not ignore.
+std::vector<std::string> Outside(const CheckpointIndex& index,
+                                 const std::vector<TableTensor>& table,
+                                 const FamilyDescription& family) {
+  std::vector<std::string_view> expected;
+  expected.reserve(table.size());
+  for (const TableTensor& tensor : table) expected.push_back(tensor.name);
+  std::sort(expected.begin(), expected.end());
+  // Both are sorted: one walk finds what the table lacks.
+  std::vector<std::string> outside;
+  auto next = expected.begin();
+  for (const auto& [name, tensor] : index.tensors()) {
+    while (next != expected.end() && *next < name) ++next;
+    const bool in_table = next != expected.end() && *next == name;
+    if (!in_table && !IsIgnored(family, name)) outside.push_back(name);
+  }
+  return outside;
+}
+
 }  // namespace
 
 std::vector<TableTensor> BuildTensorTable(const ModelConfig& config) {
@@ -214,20 +234,8 @@ std::string ArchitectureOf(const std::string& model_type) {
   return family == nullptr ? "" : family->architecture;
 }
 
-std::vector<std::string> TensorsOutsideTable(const CheckpointIndex& index,
-                                             const ModelConfig& config) {
-  std::vector<std::string> outside;
-  const FamilyDescription* family = FindFamily(config.model_type);
-  if (family == nullptr) return outside;
-  std::unordered_set<std::string> expected;
-  for (TableTensor& tensor : BuildTensorTable(config)) expected.insert(std::move(tensor.name));
-  for (const auto& [name, tensor] : index.tensors()) {
-    if (expected.count(name) == 0 && !IsIgnored(*family, name)) outside.push_back(name);
-  }
-  return outside;
-}
-
-absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& config) {
+absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& config,
+                               std::vector<std::string>* outside) {
   const FamilyDescription* family = FindFamily(config.model_type);
   if (family == nullptr) {
     return absl::UnimplementedError("model_type " + Quote(config.model_type) + " is not supported");
@@ -235,11 +243,14 @@ absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& 
   for (const auto& [name, tensor] : index.tensors()) {
     if (IsQuantizedPart(name)) return AlreadyQuantized(tensor);
   }
-  for (const TableTensor& expected : BuildTensorTable(config)) {
-    const absl::Status status = CheckTensor(index.Find(expected.name), expected, config);
-    if (!status.ok()) return status;
+  const std::vector<TableTensor> table = BuildTensorTable(config);
+  for (const TableTensor& expected : table) {
+    PTQ_RETURN_IF_ERROR(CheckTensor(index.Find(expected.name), expected, config));
   }
-  for (const std::string& name : TensorsOutsideTable(index, config)) {
+  std::vector<std::string> extra;
+  // Every row was found: equal counts mean that nothing else is there.
+  if (index.tensors().size() > table.size()) extra = Outside(index, table, *family);
+  for (const std::string& name : extra) {
     if (!absl::StartsWith(name, family->block_prefix)) continue;
     return absl::InvalidArgumentError(absl::StrFormat(
         "%s: tensor %s is not part of the model that config.json describes (%d blocks, "
@@ -247,6 +258,7 @@ absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& 
         index.Find(name)->file, Quote(name), config.num_hidden_layers,
         config.attention_bias ? "true" : "false", config.mlp_bias ? "true" : "false"));
   }
+  if (outside != nullptr) *outside = std::move(extra);
   return absl::OkStatus();
 }
 

@@ -39,12 +39,10 @@ std::string ArchitectureOf(const std::string& model_type);
 // shape, a dtype that is not F32, F16 or BF16; or an extra tensor inside a block of the table. Extra
 // tensors that transformers ignores (rotary inv_freq buffers, lm_head.weight of a tied model) pass.
 // A checkpoint that is already quantized is said to be so, by the names or dtypes of its tensors.
-absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& config);
-
-// Names of the checkpoint's tensors that no row of the table asks for, rotary buffers aside: what
-// quantization leaves out. Sorted.
-std::vector<std::string> TensorsOutsideTable(const CheckpointIndex& index,
-                                             const ModelConfig& config);
+// `outside`, if given, gets the sorted names that no row of the table asks for, rotary buffers aside:
+// what quantization leaves out.
+absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& config,
+                               std::vector<std::string>* outside = nullptr);
 
 }  // namespace ptq
 

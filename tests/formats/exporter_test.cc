@@ -99,7 +99,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Scheme{"w8channelasym", {.bits = 8, .group_size = -1, .symmetric = false}},
                       Scheme{"w4torchao", {4, 32, true, ScaleRule::kTorchao}},
                       Scheme{"w8torchao", {8, -1, true, ScaleRule::kTorchao}}),
-    [](const auto& info) { return info.param.name; });
+    [](const ::testing::TestParamInfo<Scheme>& test) { return test.param.name; });
 
 TEST_F(ExporterTest, GoldenTensors) {
   // formats.md §13.1.

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/formats/headers/header_testing.h"
@@ -121,19 +122,36 @@ TEST_F(CheckpointIndexTest, RefusesATensorInTwoShardsOrInNone) {
 }
 
 TEST_F(CheckpointIndexTest, RefusesIndicesThatAreNone) {
-  const std::vector<std::string> bad = {
-      "",
-      "[]",
-      "{}",
-      R"({"weight_map":[]})",
-      R"({"weight_map":{}})",
-      R"({"weight_map":{"a":1}})",
-      R"({"weight_map":{"a":"x.safetensors","a":"y.safetensors"}})"};
-  for (const std::string& text : bad) {
-    SCOPED_TRACE(text);
+  const std::vector<std::pair<std::string, std::string>> bad = {
+      {"", "not valid JSON"},
+      {"[]", "not a JSON object"},
+      {"7", "not a JSON object"},
+      {"{}", "weight_map is missing"},
+      {std::string("{}\0{}", 5), "not valid JSON at byte 3"},
+      {R"({"weight_map":[]})", "weight_map must be an object, not an array"},
+      {R"({"weight_map":null})", "weight_map must be an object, not null"},
+      {R"({"weight_map":{}})", "weight_map is missing or empty"},
+      {R"({"metadata":{"weight_map":{"a":"m-1.safetensors"}}})", "weight_map is missing"},
+      {R"({"weight_map":{"a":1}})", "tensor \"a\" must be a string, not a number"},
+      {R"({"weight_map":{"a":{"b":"c"}}})", "tensor \"a\" must be a string, not an object"},
+      {R"({"weight_map":{"a":["c"]}})", "tensor \"a\" must be a string, not an array"},
+      {R"({"weight_map":{"a":"m-1.safetensors","a":"m-2.safetensors"}})", "\"a\" is repeated"},
+      {R"({"weight_map":{"a":"m-1.safetensors"},"weight_map":{}})", "\"weight_map\" is repeated"},
+      {R"({"metadata":)" + std::string(100'000, '['), "nested deeper than 8"},
+      {R"({"weight_map":{"a":"m-1.safetensors"}} x)", "not valid JSON at byte"}};
+  for (const auto& [text, why] : bad) {
+    SCOPED_TRACE(text.substr(0, 100));
     Write(kIndex, text);
-    ExpectRefused(kIndex, ": ");
+    ExpectRefused(std::string(kIndex) + ": ", why);
   }
+}
+
+TEST_F(CheckpointIndexTest, SkipsWhatElseAnIndexSays) {
+  WriteShards();
+  Write(kIndex, R"({"metadata":{"total_size":14,"deep":[{"x":[1,-1,2.5,null,true]}]},)"
+                R"("weight_map":{"b":"m-2.safetensors","a":"m-1.safetensors"},"extra":"text"})");
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto index, CheckpointIndex::Open(folder_));
+  EXPECT_EQ(index.tensors().size(), 2u);
 }
 
 TEST_F(CheckpointIndexTest, RefusesFoldersWithoutWeights) {

@@ -3,6 +3,7 @@
 #define PTQ_TESTS_FORMATS_HEADERS_HEADER_TESTING_H_
 
 #include <gtest/gtest.h>
+#include <time.h>
 
 #include <cstdint>
 #include <fstream>
@@ -37,6 +38,13 @@ class FolderTest : public ::testing::Test {
 
   std::string folder_;
 };
+
+// Processor seconds of this process: what a busy machine does not change.
+inline double CpuSeconds() {
+  timespec now;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
 
 // A tensor to be: name, dtype and shape.
 struct TensorSketch {

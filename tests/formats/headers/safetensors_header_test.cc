@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <string>
 #include <vector>
 
@@ -101,8 +100,8 @@ TEST(SafetensorsHeaderTest, RefusesWhatIsNotJson) {
   for (const std::string& json :
        {std::string("{"), std::string(R"({"a":})"), std::string("{}x"), std::string("{}{}"),
         std::string(R"({"a":"\ud800"})"), std::string("{\"\xff\":{}}"), std::string("{}\0{}", 5),
-        std::string("{\"a\0\":{}}", 9), std::string("{'a':{}}"), std::string("{\"a\":{},}"),
-        std::string(R"({"a":NaN})")}) {
+        std::string("{\"a\0\":{}}", 9), std::string("{'a':{}}"),
+        std::string(R"({"__metadata__":{},})"), std::string(R"({"a":NaN})")}) {
     ExpectRefused(json, 0, "not valid JSON at byte");
   }
   for (const std::string& json :
@@ -208,13 +207,13 @@ TEST(SafetensorsHeaderTest, AHundredThousandTensorsTakeLessThanASecond) {
                        {4, 8}});
   }
   const std::string json = DumpJson(HeaderOf(tensors));
-  const auto begin = std::chrono::steady_clock::now();
+  const double start = testing::CpuSeconds();
   PTQ_ASSERT_OK_AND_ASSIGN(const SafetensorsHeader header,
                            ParseSafetensorsHeader(json, 100'000 * 64));
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+  const double seconds = testing::CpuSeconds() - start;
   EXPECT_EQ(header.tensors.size(), 100'000u);
-  EXPECT_LT(elapsed.count(), 1.0);
-  RecordProperty("milliseconds", static_cast<int>(elapsed.count() * 1000));
+  EXPECT_LT(seconds, 1.0);
+  RecordProperty("milliseconds", static_cast<int>(seconds * 1000));
 }
 
 class SafetensorsFileTest : public FolderTest {

@@ -40,7 +40,7 @@ std::string Line(const JobEvent& event) {
 
 // What every line begins with.
 std::string Head(const std::string& type) {
-  return R"({"sequence":5,"time":"2023-11-14T22:13:20.25Z","type":")" + type + '"';
+  return R"({"sequence":5,"time":"2023-11-14T22:13:20.250000Z","type":")" + type + '"';
 }
 
 TEST(JobEventTest, WritesTheTypesOwnFields) {

@@ -110,7 +110,7 @@ TEST(JobSpecTest, RefusesWrongTypesByKey) {
       {"rule", "\"a:skip\""},
       {"rule", "[1]"}};
   for (const auto& [key, value] : cases) {
-    EXPECT_THAT(ParseJobSpec(R"({"model":"m",")" + key + "\":" + value + "}"),
+    EXPECT_THAT(ParseJobSpec("{\"" + key + "\":" + value + "}"),
                 StatusIs(kInvalid, StartsWith(key + ": ")))
         << key << " " << value;
   }
