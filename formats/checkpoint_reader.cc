@@ -42,14 +42,21 @@ ExponentField ExponentFieldOf(DType dtype) {
 // a checkpoint is tested at about the speed of memory.
 int64_t FirstNonFinite(const char* data, int64_t size, const ExponentField& field) {
   if (field.element_bytes == 0) return -1;
-  for (int64_t offset = 0; offset < size; offset += 8) {
-    uint64_t word = 0;
-    std::memcpy(&word, data + offset, static_cast<size_t>(std::min<int64_t>(8, size - offset)));
-    const uint64_t hits = ((word & field.mask) + field.increment) & field.top_bits;
-    if (hits != 0) {
-      return (offset + __builtin_ctzll(hits) / 8) / field.element_bytes;
-    }
+  const auto hits = [&field](uint64_t word) {
+    return ((word & field.mask) + field.increment) & field.top_bits;
+  };
+  const auto index = [&field](int64_t offset, uint64_t found) {
+    return (offset + __builtin_ctzll(found) / 8) / field.element_bytes;
+  };
+  int64_t offset = 0;
+  for (; offset + 8 <= size; offset += 8) {
+    uint64_t word;
+    std::memcpy(&word, data + offset, sizeof(word));
+    if (const uint64_t found = hits(word); found != 0) return index(offset, found);
   }
+  uint64_t tail = 0;
+  std::memcpy(&tail, data + offset, static_cast<size_t>(size - offset));
+  if (const uint64_t found = hits(tail); found != 0) return index(offset, found);
   return -1;
 }
 

@@ -34,7 +34,7 @@ std::string TorchaoTensorName(const std::string& module, const std::string& data
 struct TorchaoParameter {
   std::string name;        // "model.layers.0.self_attn.q_proj.weight"
   bool quantized = false;  // the rest belongs to quantized ones
-  QuantizationScheme scheme;
+  QuantizationScheme scheme{};
   int64_t out_features = 0;
   int64_t in_features = 0;
 };

@@ -1,0 +1,141 @@
+// The formats library from the command line, for the Python tests beside it.
+//
+//   format_tool export SPEC.json    quantizes a checkpoint roughly and writes it in both formats
+//   format_tool tokens calibration|evaluation DATA MODEL SAMPLES LENGTH OUT.safetensors
+//
+// SPEC: {"model", "affine", "dequantized", "records": folders, "default": scheme, "modules": {name:
+// scheme or null to skip}}, a scheme being {"bits", "group_size", "symmetric", "torchao"}.
+#include <ATen/ATen.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "algorithms/affine/affine_primitives.h"
+#include "common/json.h"
+#include "common/status_macros.h"
+#include "common/torch_status.h"
+#include "formats/checkpoint_exporter.h"
+#include "formats/headers/tensor_table.h"
+#include "formats/safetensors_writer.h"
+#include "formats/token_dataset.h"
+
+namespace ptq {
+namespace {
+
+absl::StatusOr<QuantizationScheme> ReadScheme(const Json& json) {
+  QuantizationScheme scheme;
+  PTQ_ASSIGN_OR_RETURN(const int64_t bits, JsonInt(json, "bits"));
+  scheme.bits = static_cast<int>(bits);
+  PTQ_ASSIGN_OR_RETURN(scheme.group_size, JsonInt(json, "group_size"));
+  PTQ_ASSIGN_OR_RETURN(scheme.symmetric, JsonBool(json, "symmetric", true));
+  PTQ_ASSIGN_OR_RETURN(const bool torchao, JsonBool(json, "torchao", false));
+  if (torchao) scheme.scale_rule = ScaleRule::kTorchao;
+  return scheme;
+}
+
+// torchao's parameters, with a random sign for each symmetric scale: writers must keep it.
+AffineQuantizedTensor Quantize(const at::Tensor& weight, const QuantizationScheme& scheme) {
+  const at::Tensor values = weight.to(at::kFloat);
+  AffineQuantizedTensor record;
+  record.bits = scheme.bits;
+  record.quant_min = scheme.quant_min();
+  record.quant_max = scheme.quant_max();
+  record.mapping_type = scheme.symmetric ? MappingType::kSymmetric : MappingType::kAsymmetric;
+  record.block_size = BlockSizeOf(scheme, values.size(0), values.size(1));
+  record.original_dtype = weight.scalar_type();
+  const QParams chosen = ChooseQParamsAffine(values, record.block_size,
+                                             {.mapping_type = record.mapping_type,
+                                              .quant_min = record.quant_min,
+                                              .quant_max = record.quant_max,
+                                              .eps = 1e-5});
+  at::Tensor scale = chosen.scale;
+  if (scheme.symmetric && scheme.scale_rule == ScaleRule::kFullRange) {
+    scale = scale * at::randint(0, 2, scale.sizes()).mul(2).sub(1);
+  }
+  record.scale =
+      scale.to(scheme.scale_rule == ScaleRule::kTorchao ? record.original_dtype : at::kHalf);
+  record.zero_point = chosen.zero_point.to(at::kInt);
+  record.int_data =
+      QuantizeAffine(values, record.block_size, {record.scale.to(at::kFloat), record.zero_point},
+                     record.quant_min, record.quant_max);
+  return record;
+}
+
+absl::Status Export(const std::string& spec_path) {
+  at::manual_seed(11);
+  PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(spec_path));
+  PTQ_ASSIGN_OR_RETURN(const Json spec, ParseJson(text));
+  PTQ_ASSIGN_OR_RETURN(auto source, InspectCheckpoint(spec["model"].get<std::string>()));
+  PTQ_ASSIGN_OR_RETURN(const auto reader, SafetensorsCheckpointReader::Open(source.index));
+  ExportPlan plan;
+  PTQ_ASSIGN_OR_RETURN(plan.default_scheme, ReadScheme(spec["default"]));
+  std::vector<std::vector<std::string>> blocks(
+      static_cast<size_t>(source.config.num_hidden_layers));
+  for (const TableTensor& tensor : BuildTensorTable(source.config)) {
+    if (tensor.role != TensorRole::kLinearWeight) continue;
+    QuantizationScheme scheme = plan.default_scheme;
+    if (const auto own = spec["modules"].find(tensor.module); own != spec["modules"].end()) {
+      if (own->is_null()) {
+        plan.skipped.push_back(tensor.module);
+        continue;
+      }
+      PTQ_ASSIGN_OR_RETURN(scheme, ReadScheme(*own));
+    }
+    plan.modules.push_back({tensor.module, tensor.shape[0], tensor.shape[1], scheme});
+    blocks[static_cast<size_t>(tensor.block)].push_back(tensor.module);
+  }
+  plan.source = std::move(source);
+
+  PTQ_ASSIGN_OR_RETURN(const auto affine,
+                       MakeAffineExporter(plan, spec["affine"].get<std::string>()));
+  PTQ_ASSIGN_OR_RETURN(const auto dequantized,
+                       MakeDequantizedExporter(plan, spec["dequantized"].get<std::string>(),
+                                               spec["records"].get<std::string>()));
+  size_t next = 0;
+  for (size_t block = 0; block < blocks.size(); ++block) {
+    std::vector<QuantizedModule> modules;
+    for (const std::string& module : blocks[block]) {
+      PTQ_ASSIGN_OR_RETURN(const at::Tensor weight, reader->Read(module + ".weight"));
+      modules.push_back({module, Quantize(weight, plan.modules[next++].scheme)});
+    }
+    const int64_t index = static_cast<int64_t>(block);
+    PTQ_RETURN_IF_ERROR(affine->WriteBlock(index, modules, *reader).status());
+    PTQ_RETURN_IF_ERROR(dequantized->WriteBlock(index, modules, *reader).status());
+  }
+  PTQ_RETURN_IF_ERROR(affine->Finalize(*reader));
+  return dequantized->Finalize(*reader);
+}
+
+absl::Status Tokens(const std::vector<std::string>& arguments) {
+  const std::string& folder = arguments[2];
+  PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(folder + "/config.json"));
+  std::vector<std::string> warnings;
+  PTQ_ASSIGN_OR_RETURN(const ModelConfig config, ParseModelConfig(text, &warnings));
+  const auto load = arguments[0] == "calibration" ? LoadCalibrationWindows : LoadEvaluationWindows;
+  PTQ_ASSIGN_OR_RETURN(
+      const TokenWindows windows,
+      load(arguments[1], folder, config, std::stoll(arguments[3]), std::stoll(arguments[4])));
+  return WriteSafetensors(arguments[5], std::vector<NamedTensor>{{"input_ids", windows.ids}}, {})
+      .status();
+}
+
+absl::Status Run(const std::vector<std::string>& arguments) {
+  if (arguments.size() == 2 && arguments[0] == "export") return Export(arguments[1]);
+  if (arguments.size() == 7 && arguments[0] == "tokens") {
+    return Tokens({arguments.begin() + 1, arguments.end()});
+  }
+  return absl::InvalidArgumentError("usage: see the head of format_tool.cc");
+}
+
+}  // namespace
+}  // namespace ptq
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  const absl::Status status =
+      ptq::CatchTorchErrors("format_tool", [&] { return ptq::Run(arguments); });
+  if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  return status.ok() ? EXIT_SUCCESS : EXIT_FAILURE;
+}
