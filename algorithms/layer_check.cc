@@ -34,4 +34,13 @@ absl::Status CheckLayer(const Linear& linear, const QuantizationScheme& scheme) 
   return absl::OkStatus();
 }
 
+absl::Status CheckStatistics(const ObservedBlock& observed, const std::string& algorithm) {
+  if (observed.statistics.size() == observed.block->linears().size()) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat(observed.block->name(), ": ", algorithm,
+                   " needs calibration data; give some, or choose the algorithm rtn"));
+}
+
 }  // namespace ptq

@@ -75,7 +75,7 @@ at::Tensor DequantizeBlocked(const at::Tensor& blocked, const QParams& qparams, 
 
 QParams ChooseQParamsAffine(const at::Tensor& input, std::array<int64_t, 2> block_size,
                             const ChooseQParamsOptions& options) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const bool asymmetric = options.mapping_type == MappingType::kAsymmetric;
   const bool float_domain = options.zero_point_domain == ZeroPointDomain::kFloat;
   TORCH_CHECK(asymmetric || (options.preserve_zero && !float_domain),
@@ -126,7 +126,7 @@ QParams ChooseQParamsAffine(const at::Tensor& input, std::array<int64_t, 2> bloc
 at::Tensor QuantizeAffine(const at::Tensor& input, std::array<int64_t, 2> block_size,
                           const QParams& qparams, int64_t quant_min, int64_t quant_max,
                           ZeroPointDomain domain) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const at::Tensor codes =
       QuantizeBlocked(BlockView(input, block_size), qparams, quant_min, quant_max, domain);
   return codes.view(input.sizes())
@@ -136,7 +136,7 @@ at::Tensor QuantizeAffine(const at::Tensor& input, std::array<int64_t, 2> block_
 at::Tensor DequantizeAffine(const at::Tensor& codes, std::array<int64_t, 2> block_size,
                             const QParams& qparams, int64_t quant_min, int64_t quant_max,
                             at::ScalarType output_dtype, ZeroPointDomain domain) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   return DequantizeBlocked(BlockView(codes, block_size), qparams, quant_min, quant_max,
                            output_dtype, domain)
       .view(codes.sizes());
@@ -144,7 +144,7 @@ at::Tensor DequantizeAffine(const at::Tensor& codes, std::array<int64_t, 2> bloc
 
 at::Tensor FakeQuantizeAffine(const at::Tensor& input, std::array<int64_t, 2> block_size,
                               const QParams& qparams, int64_t quant_min, int64_t quant_max) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const at::Tensor codes = QuantizeBlocked(BlockView(input, block_size), qparams, quant_min,
                                            quant_max, ZeroPointDomain::kInt);
   return DequantizeBlocked(codes, qparams, quant_min, quant_max, input.scalar_type(),

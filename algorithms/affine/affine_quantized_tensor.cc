@@ -6,7 +6,7 @@
 namespace ptq {
 
 at::Tensor Dequantize(const AffineQuantizedTensor& tensor, at::ScalarType dtype) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const auto [b0, b1] = tensor.block_size;
   const int64_t rows = tensor.int_data.size(0);
   const int64_t columns = tensor.int_data.size(1);

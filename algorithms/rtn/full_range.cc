@@ -20,7 +20,7 @@ at::Tensor ToStoredScale(const at::Tensor& scale) {
 }
 
 QParams ChooseFullRangeQParams(const at::Tensor& weight, const QuantizationScheme& scheme) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const auto [b0, b1] = BlockSizeOf(scheme, weight.size(0), weight.size(1));
   const at::Tensor blocked =
       weight.contiguous().view({weight.size(0) / b0, b0, weight.size(1) / b1, b1});
@@ -46,7 +46,7 @@ QParams ChooseFullRangeQParams(const at::Tensor& weight, const QuantizationSchem
 
 at::Tensor RoundToCodes(const at::Tensor& weight, const QParams& qparams,
                         const QuantizationScheme& scheme) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const int64_t rows = weight.size(0);
   const int64_t columns = weight.size(1);
   const auto [b0, b1] = BlockSizeOf(scheme, rows, columns);

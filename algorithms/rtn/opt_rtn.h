@@ -4,9 +4,21 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "absl/status/statusor.h"
+#include "algorithms/affine/affine_quantized_tensor.h"
 #include "algorithms/block_quantizer.h"
+#include "common/cancellation.h"
+#include "common/quantization_scheme.h"
 
 namespace ptq {
+
+// One weight [N, K]: scales by SearchScales, codes by rounding to them. kCancelled; may throw
+// c10::Error.
+absl::StatusOr<AffineQuantizedTensor> QuantizeOptRtn(const at::Tensor& weight,
+                                                     const at::Tensor& importance,
+                                                     at::ScalarType stored_dtype,
+                                                     const QuantizationScheme& scheme,
+                                                     const CancellationToken& cancel);
 
 class OptRtnBlockQuantizer final : public BlockQuantizer {
  public:

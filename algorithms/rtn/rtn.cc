@@ -42,7 +42,7 @@ absl::StatusOr<QuantizedLinear> QuantizeLayer(const Linear& linear, at::ScalarTy
 
 AffineQuantizedTensor QuantizeRtn(const at::Tensor& weight, at::ScalarType stored_dtype,
                                   const QuantizationScheme& scheme) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   if (scheme.scale_rule == ScaleRule::kTorchao) {
     return QuantizeTorchao(weight, stored_dtype, scheme);
   }

@@ -5,22 +5,35 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "absl/status/statusor.h"
 #include "algorithms/affine/affine_primitives.h"
+#include "common/cancellation.h"
 #include "common/quantization_scheme.h"
 
 namespace ptq {
 
 // For every group of `weight` [N, K] the candidate with the least sum i (s q - w)^2, i =
-// `importance` [K] normalised to mean 1 plus 1e-4 (all 1 where its sum is 0), candidates tried
-// outward from the plain rule, first wins ties:
+// `importance` [K] normalised to mean 1 plus 1e-4 (all 1 where its sum is 0 or not finite),
+// candidates tried outward from the plain rule, first wins ties:
 //   symmetric: s = fp16(-e / c), e the signed extreme (ties: positive), c = 2 + .01 k, |k| <= 90 at
-//   2 bits, else M (1 + .0075 k), |k| <= 100, M = 2^(bits-1); asymmetric: lo = a min(W, 0), hi = c
-//   max(W, 0), a and c in {.30, .35, ..., 1.15}; s = fp16((hi - lo) / (2^bits - 1)), z =
-//   clamp(rint(-lo / s), 0, 2^bits - 1).
-// Returns scale float16 [N, G], |s| >= 1e-5, and zero point int32 [N, G] in signed storage. Runs on
-// the weight's device; on a CPU one pass over W with all candidates inside, parallel over groups.
+//   2 bits, else M (1 + .0075 k), |k| <= 100, M = 2^(bits-1); k = 0, 1, -1, 2, -2, ...; asymmetric:
+//   lo = a min(W, 0), hi = c max(W, 0), a and c in {.30, .35, ..., 1.15}, by growing |a - 1| + |c -
+//   1|; s = fp16((hi - lo) / (2^bits - 1)), z = clamp(rint(-lo / s), 0, 2^bits - 1).
+// Returns scale float16 [N/b0, K/b1], |s| >= 1e-5, and zero point int32 of the same shape in signed
+// storage. Runs on the weight's device; on a CPU one pass over W with all candidates inside,
+// parallel over groups, with the same bits for any number of threads and any vector width. CPU and
+// CUDA agree but for candidates whose errors tie within float32.
 QParams SearchScales(const at::Tensor& weight, const at::Tensor& importance,
                      const QuantizationScheme& scheme);
+
+// The same in pieces of rows, polling `cancel` between them: kCancelled.
+absl::StatusOr<QParams> SearchScales(const at::Tensor& weight, const at::Tensor& importance,
+                                     const QuantizationScheme& scheme,
+                                     const CancellationToken& cancel);
+
+// The search as a loop over candidates with whole tensors: what runs on CUDA. Any device.
+QParams SearchScalesByTensorOperations(const at::Tensor& weight, const at::Tensor& importance,
+                                       const QuantizationScheme& scheme);
 
 }  // namespace ptq
 
