@@ -71,8 +71,7 @@ std::string ExitStatusSection(bool ends_with_job) {
 
 }  // namespace
 
-std::string HelpFormatter::make_help(const CLI::App* app, std::string,
-                                     CLI::AppFormatMode) const {
+std::string HelpFormatter::make_help(const CLI::App* app, std::string, CLI::AppFormatMode) const {
   const CLI::App* parent = app->get_parent();
   const std::string full_name = parent == nullptr ? "ptq" : "ptq " + app->get_name();
   std::string text = "NAME\n";

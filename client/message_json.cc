@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "common/status_util.h"
 #include "common/time.h"
@@ -54,18 +55,17 @@ Json ValueToJson(const ProtoMessage& message, const FieldDescriptor* field, int 
 }
 
 Json MapToJson(const ProtoMessage& message, const FieldDescriptor* field) {
-  Json object = Json::object();
+  // Protobuf's maps have no order; scripts compare text.
+  std::map<std::string, Json> entries;
   const Reflection* reflection = message.GetReflection();
   for (int i = 0; i < reflection->FieldSize(message, field); ++i) {
     const ProtoMessage& entry = reflection->GetRepeatedMessage(message, field, i);
     const Json key = ValueToJson(entry, entry.GetDescriptor()->map_key(), 0);
-    object[key.is_string() ? key.get<std::string>() : key.dump()] =
+    entries[key.is_string() ? key.get<std::string>() : key.dump()] =
         ValueToJson(entry, entry.GetDescriptor()->map_value(), 0);
   }
-  // Protobuf's maps have no order; scripts compare text.
   Json sorted = Json::object();
-  std::map<std::string, Json> ordered(object.begin(), object.end());
-  for (auto& [key, value] : ordered) sorted[key] = std::move(value);
+  for (auto& [key, value] : entries) sorted[key] = std::move(value);
   return sorted;
 }
 

@@ -174,6 +174,7 @@ std::string FlagForField(const std::string& field_path) {
 }
 
 std::string WithFlagNames(const std::string& message) {
+  if (absl::StartsWith(message, "rule \"")) return "--" + message;
   const size_t colon = message.find(": ");
   if (colon == std::string::npos || colon > 60) return message;
   const std::string flag = FlagForField(message.substr(0, colon));
