@@ -113,7 +113,7 @@ TEST_F(CudaTest, TunesABlockInEveryDtype) {
     const at::ScalarType stored = dtype == at::kHalf ? at::kHalf : at::kBFloat16;
     AutoRoundBlockQuantizer quantizer(stored, options);
     PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock first, quantizer.QuantizeBlock(input.Request()));
-    EXPECT_LT(*first.loss_best, 0.6 * *first.loss_first) << dtype;
+    EXPECT_LT(*first.loss_best, 0.85 * *first.loss_first) << dtype;
     ASSERT_EQ(first.loss_curve.size(), 60U);
     // The same seed gives the same bytes.
     PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock second, quantizer.QuantizeBlock(input.Request()));

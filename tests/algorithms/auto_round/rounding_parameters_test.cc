@@ -3,6 +3,7 @@
 #include "algorithms/auto_round/rounding_parameters.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -180,8 +181,9 @@ TEST(RoundingParameters, TiedSidesBothStep) {
   RoundingParameters parameters(weight, at::kFloat, scheme);
   parameters.FakeQuantize(at::empty_like(weight));
   Rates rates;
-  // The tie's scale is negative: 0.5 is -8 * s. Wq falls with alpha and beta where it is positive.
-  parameters.Step(at::tensor({1.0F, 0.0F, 0.0F, 0.0F}).view({1, 4}), rates.get());
+  // The tie's scale is negative: 0.5 is -8 s, and -0.5 is clamped to 7 s, which grows with a smaller
+  // range.
+  parameters.Step(at::tensor({0.0F, -1.0F, 0.0F, 0.0F}).view({1, 4}), rates.get());
   EXPECT_FLOAT_EQ(parameters.alpha().item<float>(), 1.0F - kRate);
   EXPECT_FLOAT_EQ(parameters.beta().item<float>(), 1.0F - kRate);
 }

@@ -57,7 +57,7 @@ TEST(BatchOrder, DependsOnTheSeedAlone) {
   EXPECT_EQ(BatchOrder(100, 8, 30, 42), BatchOrder(100, 8, 30, 42));
   EXPECT_NE(BatchOrder(100, 8, 30, 42), BatchOrder(100, 8, 30, 43));
   // mt19937_64 is the standard's; the shuffle is ours: the same everywhere.
-  EXPECT_THAT(BatchOrder(8, 8, 1, 42), ElementsAre(4, 0, 2, 1, 7, 3, 6, 5));
+  EXPECT_THAT(BatchOrder(8, 8, 1, 42), ElementsAre(7, 0, 5, 1, 2, 4, 3, 6));
 }
 
 }  // namespace

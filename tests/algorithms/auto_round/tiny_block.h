@@ -4,6 +4,7 @@
 #define PTQ_TESTS_ALGORITHMS_AUTO_ROUND_TINY_BLOCK_H_
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <optional>
 #include <string>
