@@ -1,0 +1,146 @@
+#include "server/jobs/spec_conversion.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "server/errors/status_details.h"
+
+namespace ptq {
+namespace {
+
+constexpr std::pair<const char*, const char*> kFieldPaths[] = {
+    {"model", "spec.model"},
+    {"calibration", "spec.calibration_dataset"},
+    {"evaluation", "spec.evaluation_dataset"},
+    {"algorithm", "spec.algorithm"},
+    {"bits", "spec.scheme.bits"},
+    {"group_size", "spec.scheme.group_size"},
+    {"asymmetric", "spec.scheme.asymmetric"},
+    {"scale_rule", "spec.rtn.scale_rule"},
+    {"iterations", "spec.auto_round.iterations"},
+    {"batch_size", "spec.auto_round.batch_size"},
+    {"samples", "spec.calibration.samples"},
+    {"sequence_length", "spec.calibration.sequence_length"},
+    {"seed", "spec.seed"},
+    {"device", "spec.resources.device"},
+    {"evaluation_window", "spec.evaluation.window"},
+    {"evaluation_samples", "spec.evaluation.samples"},
+    {"format", "spec.output_format"},
+    {"rule", "spec.rules"},
+};
+
+// The text that --rule would have had.
+std::string RuleText(const v1::ModuleRule& rule) {
+  if (rule.skip()) return rule.pattern() + ":skip";
+  std::vector<std::string> settings;
+  if (rule.has_bits()) settings.push_back(absl::StrCat("bits=", rule.bits()));
+  if (rule.has_group_size()) settings.push_back(absl::StrCat("group_size=", rule.group_size()));
+  if (rule.has_symmetric()) {
+    settings.push_back(std::string("symmetric=") + (rule.symmetric() ? "true" : "false"));
+  }
+  return rule.pattern() + ":" + absl::StrJoin(settings, ",");
+}
+
+absl::Status ConvertAlgorithm(const v1::QuantizationSpec& spec, JobSpec& result) {
+  switch (spec.algorithm_case()) {
+    case v1::QuantizationSpec::kRtn:
+      result.algorithm = Algorithm::kRtn;
+      if (!spec.rtn().scale_rule().empty()) {
+        auto rule = ParseScaleRule(spec.rtn().scale_rule());
+        if (!rule.ok()) return InvalidField("spec.rtn.scale_rule", Message(rule.status()));
+        result.scale_rule = *rule;
+      }
+      break;
+    case v1::QuantizationSpec::kOptRtn:
+      result.algorithm = Algorithm::kOptRtn;
+      break;
+    case v1::QuantizationSpec::kGptq:
+      result.algorithm = Algorithm::kGptq;
+      break;
+    case v1::QuantizationSpec::kAutoRound:
+      if (spec.auto_round().has_iterations()) result.iterations = spec.auto_round().iterations();
+      if (spec.auto_round().has_batch_size()) result.batch_size = spec.auto_round().batch_size();
+      break;
+    case v1::QuantizationSpec::ALGORITHM_NOT_SET:
+      break;
+  }
+  return absl::OkStatus();
+}
+
+// What the server keeps to itself and the worker never sees.
+absl::Status CheckServerFields(const v1::QuantizationSpec& spec) {
+  const int32_t attempts = spec.failure_policy().max_attempts();
+  if (attempts < 0 || attempts > 100) {
+    return InvalidField("spec.failure_policy.max_attempts",
+                        absl::StrFormat("%d is not in 0..100", attempts));
+  }
+  if (!v1::CachePolicy_IsValid(spec.cache_policy())) {
+    return InvalidField("spec.cache_policy", "is none of REUSE and SKIP_LOOKUP");
+  }
+  if (spec.has_max_run_duration() && spec.max_run_duration().seconds() <= 0) {
+    return InvalidField("spec.max_run_duration", "must be at least a second");
+  }
+  if (spec.has_ttl_after_finished() && spec.ttl_after_finished().seconds() < 0) {
+    return InvalidField("spec.ttl_after_finished", "must not be negative");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status AtSpecField(const absl::Status& status) {
+  if (status.ok()) return status;
+  const std::string message = Message(status);
+  // The longest key that begins the message: "rule "pattern:x": ..." or "bits: ...".
+  std::string path = "spec";
+  size_t longest = 0;
+  for (const auto& [key, field] : kFieldPaths) {
+    const std::string name = key;
+    const char after = message.size() > name.size() ? message[name.size()] : ':';
+    if (name.size() > longest && message.compare(0, name.size(), name) == 0 &&
+        (after == ':' || after == ' ')) {
+      longest = name.size();
+      path = field;
+    }
+  }
+  return WithReason(AtField(status, path), "INVALID_SPEC");
+}
+
+absl::StatusOr<JobSpec> ToJobSpec(const v1::QuantizationSpec& spec) {
+  JobSpec result;
+  result.model = spec.model();
+  result.calibration = spec.calibration_dataset();
+  result.evaluation = spec.evaluation_dataset();
+  PTQ_RETURN_IF_ERROR(ConvertAlgorithm(spec, result));
+  if (spec.scheme().has_bits()) result.bits = spec.scheme().bits();
+  if (spec.scheme().has_group_size()) result.group_size = spec.scheme().group_size();
+  result.asymmetric = spec.scheme().asymmetric();
+  for (const v1::ModuleRule& rule : spec.rules()) result.rule.push_back(RuleText(rule));
+  if (!spec.output_format().empty()) {
+    auto format = ParseOutputFormat(spec.output_format());
+    if (!format.ok()) return InvalidField("spec.output_format", Message(format.status()));
+    result.format = *format;
+  }
+  if (spec.has_seed()) result.seed = spec.seed();
+  if (!spec.resources().device().empty()) {
+    auto device = ParseDevice(spec.resources().device());
+    if (!device.ok()) return InvalidField("spec.resources.device", Message(device.status()));
+    result.device = *device;
+  }
+  if (spec.calibration().has_samples()) result.samples = spec.calibration().samples();
+  if (spec.calibration().has_sequence_length()) {
+    result.sequence_length = spec.calibration().sequence_length();
+  }
+  if (spec.evaluation().has_window()) result.evaluation_window = spec.evaluation().window();
+  if (spec.evaluation().has_samples()) result.evaluation_samples = spec.evaluation().samples();
+  PTQ_RETURN_IF_ERROR(CheckServerFields(spec));
+  PTQ_RETURN_IF_ERROR(AtSpecField(ValidateJobSpec(result)));
+  return result;
+}
+
+}  // namespace ptq
