@@ -1,4 +1,5 @@
-// config.json of a decoder-only model, checked. transformers 4's and 5's spellings of the rope keys.
+// config.json of a decoder-only model, checked. transformers 4's and 5's spellings of the rope
+// keys.
 #ifndef PTQ_FORMATS_HEADERS_MODEL_CONFIG_H_
 #define PTQ_FORMATS_HEADERS_MODEL_CONFIG_H_
 
@@ -17,16 +18,16 @@ struct RopeConfig {
   enum class Type { kDefault, kLinear, kDynamic, kLlama3, kYarn };
   Type type = Type::kDefault;
   double theta = 10000.0;
-  double factor = 1.0;                        // linear, dynamic, llama3, yarn
-  double low_freq_factor = 1.0;               // llama3
-  double high_freq_factor = 4.0;              // llama3
+  double factor = 1.0;                           // linear, dynamic, llama3, yarn
+  double low_freq_factor = 1.0;                  // llama3
+  double high_freq_factor = 4.0;                 // llama3
   int64_t original_max_position_embeddings = 0;  // 0: max_position_embeddings
-  double beta_fast = 32.0;                    // yarn
-  double beta_slow = 1.0;                     // yarn
-  double attention_factor = 0.0;              // yarn; 0: derived from factor
-  double mscale = 0.0;                        // yarn
-  double mscale_all_dim = 0.0;                // yarn
-  bool truncate = true;                       // yarn
+  double beta_fast = 32.0;                       // yarn
+  double beta_slow = 1.0;                        // yarn
+  double attention_factor = 0.0;                 // yarn; 0: derived from factor
+  double mscale = 0.0;                           // yarn
+  double mscale_all_dim = 0.0;                   // yarn
+  bool truncate = true;                          // yarn
   double partial_rotary_factor = 1.0;
 };
 
@@ -48,14 +49,15 @@ struct ModelConfig {
   std::string hidden_act = "silu";
   RopeConfig rope;
   std::vector<int64_t> eos_token_ids;  // empty: config.json names none
-  DType dtype = DType::kF32;           // of the checkpoint, as config.json says ("dtype", "torch_dtype")
+  DType dtype = DType::kF32;  // of the checkpoint, as config.json says ("dtype", "torch_dtype")
   bool has_dtype = false;
 };
 
-// kInvalidArgument naming the key: not an object, a size that is missing, not positive or above 2^31,
-// heads that don't divide, a quantization_config (already quantized), an unknown rope type's missing
-// parameter. kUnimplemented: unknown model_type (with auto_map: "remote code is never executed"),
-// unknown rope_type or hidden_act. `warnings` gets sentences, e.g. for an ignored auto_map.
+// kInvalidArgument naming the key: not an object, a size that is missing, not positive or above
+// 2^31, heads that don't divide, a quantization_config (already quantized), an unknown rope type's
+// missing parameter. kUnimplemented: unknown model_type (with auto_map: "remote code is never
+// executed"), unknown rope_type or hidden_act. `warnings` gets sentences, e.g. for an ignored
+// auto_map.
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json,
                                              std::vector<std::string>* warnings);
 

@@ -1,6 +1,6 @@
 // A model family declared as a table: every tensor of the checkpoint with its shape and its role.
-// Inspection checks a checkpoint against it, models/ loads by it, exporters walk it. A new family is
-// a row set here and a few options in models/.
+// Inspection checks a checkpoint against it, models/ loads by it, exporters walk it. A new family
+// is a row set here and a few options in models/.
 #ifndef PTQ_FORMATS_HEADERS_TENSOR_TABLE_H_
 #define PTQ_FORMATS_HEADERS_TENSOR_TABLE_H_
 
@@ -35,12 +35,12 @@ std::vector<std::string> SupportedModelTypes();
 // "LlamaForCausalLM" for "llama"; "" for a model_type that is not supported.
 std::string ArchitectureOf(const std::string& model_type);
 
-// Compares a checkpoint with its config's table. kInvalidArgument naming the tensor: missing, another
-// shape, a dtype that is not F32, F16 or BF16; or an extra tensor inside a block of the table. Extra
-// tensors that transformers ignores (rotary inv_freq buffers, lm_head.weight of a tied model) pass.
-// A checkpoint that is already quantized is said to be so, by the names or dtypes of its tensors.
-// `outside`, if given, gets the sorted names that no row of the table asks for, rotary buffers aside:
-// what quantization leaves out.
+// Compares a checkpoint with its config's table. kInvalidArgument naming the tensor: missing,
+// another shape, a dtype that is not F32, F16 or BF16; or an extra tensor inside a block of the
+// table. Extra tensors that transformers ignores (rotary inv_freq buffers, lm_head.weight of a tied
+// model) pass. A checkpoint that is already quantized is said to be so, by the names or dtypes of
+// its tensors. `outside`, if given, gets the sorted names that no row of the table asks for, rotary
+// buffers aside: what quantization leaves out.
 absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& config,
                                std::vector<std::string>* outside = nullptr);
 

@@ -36,6 +36,11 @@ TEST(JsonTest, RefusesIntegersBeyond64Bits) {
 
 TEST(JsonTest, RefusesDepthBombs) { ExpectRefused(std::string(100, '['), "deeper"); }
 
+TEST(JsonTest, RefusesZeroBytes) {
+  ExpectRefused(std::string("{}\0{}", 5), "zero byte at byte 3");
+  EXPECT_THAT(ParseJson(R"({"a":"\u0000"})"), IsOk());
+}
+
 TEST(JsonTest, RefusesSyntaxErrorsTrailingBytesAndBadUtf8) {
   ExpectRefused("", "JSON");
   ExpectRefused("{\"a\":1} x", "byte");

@@ -48,7 +48,8 @@ struct JobEvent {
 };
 
 const char* JobEventTypeName(JobEvent::Type type);  // "block_done"
-// Only the type's own fields are written. `failed` carries "code": "INVALID_ARGUMENT" and "message".
+// Only the type's own fields are written. `failed` carries "code": "INVALID_ARGUMENT" and
+// "message".
 Json JobEventToJson(const JobEvent& event);
 absl::StatusOr<JobEvent> JobEventFromJson(const Json& json);
 

@@ -1,5 +1,6 @@
-// What a job is to do: the file job.json, the flags of `ptq`, and the server's stored spec are three
-// spellings of this struct. Torch-free and protobuf-free, because ptqd and ptq-worker both need it.
+// What a job is to do: the file job.json, the flags of `ptq`, and the server's stored spec are
+// three spellings of this struct. Torch-free and protobuf-free, because ptqd and ptq-worker both
+// need it.
 #ifndef PTQ_WORKER_SPEC_JOB_SPEC_H_
 #define PTQ_WORKER_SPEC_JOB_SPEC_H_
 
@@ -19,10 +20,10 @@ enum class Algorithm { kAutoRound, kGptq, kOptRtn, kRtn };
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 enum class OutputFormat { kAffine, kDequantized };
 
-const char* AlgorithmName(Algorithm algorithm);        // "auto-round", "gptq", "opt-rtn", "rtn"
-const char* DeviceName(DeviceChoice device);           // "auto", "cpu", "cuda"
-const char* OutputFormatName(OutputFormat format);     // "affine", "dequantized"
-const char* ScaleRuleName(ScaleRule rule);             // "full-range", "torchao"
+const char* AlgorithmName(Algorithm algorithm);     // "auto-round", "gptq", "opt-rtn", "rtn"
+const char* DeviceName(DeviceChoice device);        // "auto", "cpu", "cuda"
+const char* OutputFormatName(OutputFormat format);  // "affine", "dequantized"
+const char* ScaleRuleName(ScaleRule rule);          // "full-range", "torchao"
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name);
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name);
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name);
@@ -35,13 +36,13 @@ struct JobSpec {
   std::string evaluation;   // file, or "": no evaluation
 
   Algorithm algorithm = Algorithm::kAutoRound;
-  int bits = 4;               // 2..8
-  int64_t group_size = 128;   // -1 channel, 0 tensor
+  int bits = 4;              // 2..8
+  int64_t group_size = 128;  // -1 channel, 0 tensor
   bool asymmetric = false;
   ScaleRule scale_rule = ScaleRule::kFullRange;  // torchao: rtn only
-  int64_t iterations = 200;   // auto-round
-  int64_t batch_size = 8;     // sequences a step, auto-round
-  int64_t samples = 128;      // calibration windows
+  int64_t iterations = 200;                      // auto-round
+  int64_t batch_size = 8;                        // sequences a step, auto-round
+  int64_t samples = 128;                         // calibration windows
   int64_t sequence_length = 2048;
   uint64_t seed = 42;
   DeviceChoice device = DeviceChoice::kAuto;
@@ -53,9 +54,7 @@ struct JobSpec {
   int64_t EffectiveEvaluationWindow() const {
     return evaluation_window > 0 ? evaluation_window : sequence_length;
   }
-  QuantizationScheme DefaultScheme() const {
-    return {bits, group_size, !asymmetric, scale_rule};
-  }
+  QuantizationScheme DefaultScheme() const { return {bits, group_size, !asymmetric, scale_rule}; }
   bool operator==(const JobSpec&) const = default;
 };
 
@@ -65,9 +64,9 @@ Json JobSpecToJson(const JobSpec& spec);
 absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json);
 absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text);
 
-// Ranges and combinations that need no model: bits 2..8, group_size -1, 0 or positive, iterations and
-// sizes positive, torchao's rule with rtn only, calibration present unless rtn, rule syntax and RE2
-// patterns. kInvalidArgument: "bits: 9 is not in 2..8".
+// Ranges and combinations that need no model: bits 2..8, group_size -1, 0 or positive, iterations
+// and sizes positive, torchao's rule with rtn only, calibration present unless rtn, rule syntax and
+// RE2 patterns. kInvalidArgument: "bits: 9 is not in 2..8".
 absl::Status ValidateJobSpec(const JobSpec& spec);
 
 }  // namespace ptq

@@ -14,8 +14,8 @@
 
 namespace ptq {
 
-// One parsed `--rule`. PATTERN is RE2, matched in full against the module's name; the text after the
-// last ':' is "skip" or comma-separated bits=, group_size=, symmetric= (true or false).
+// One parsed `--rule`. PATTERN is RE2, matched in full against the module's name; the text after
+// the last ':' is "skip" or comma-separated bits=, group_size=, symmetric= (true or false).
 struct SchemeRule {
   std::string pattern;
   bool skip = false;
@@ -35,9 +35,9 @@ struct EffectiveScheme {
   std::optional<QuantizationScheme> scheme;  // none: left in its original dtype
 };
 
-// One entry for every linear layer inside the decoder blocks of `table`, in its order; the first rule
-// that matches wins. kInvalidArgument: a rule that matches no module; a group size that does not divide
-// in_features, listing the layers, and the `skip` rule that would leave them alone.
+// One entry for every linear layer inside the decoder blocks of `table`, in its order; the first
+// rule that matches wins. kInvalidArgument: a rule that matches no module; a group size that does
+// not divide in_features, listing the layers, and the `skip` rule that would leave them alone.
 absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
                                                             const std::vector<TableTensor>& table);
 
