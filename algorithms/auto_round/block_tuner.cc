@@ -79,6 +79,8 @@ struct BlockTuner::Graph {
     own.synchronize();
     if (handle != nullptr) {
       CudaKernels().graph_destroy(handle);
+      // A graph's memory belongs to it alone; without this each block would add its own.
+      CudaKernels().release_cached_memory();
     }
   }
 
@@ -292,6 +294,31 @@ void BlockTuner::RunStep() {
   }
 }
 
+// Capturing runs nothing: a block that cannot be captured loses no step.
+void BlockTuner::CaptureStep() {
+  const CudaApi& cuda = CudaKernels();
+  graph_->own.synchronize();
+  graph_->handle = cuda.graph_create();
+  bool capturing = false;
+  try {
+    cuda.graph_capture_begin(graph_->handle);
+    capturing = true;
+    RunStep();
+    capturing = false;
+    cuda.graph_capture_end(graph_->handle);
+  } catch (const c10::Error&) {
+    if (capturing) {
+      try {
+        cuda.graph_capture_end(graph_->handle);  // else the stream would stay in capture mode
+      } catch (const c10::Error&) {              // the broken capture's own error
+      }
+    }
+    cuda.graph_destroy(graph_->handle);
+    graph_->handle = nullptr;
+    graph_->refused = true;
+  }
+}
+
 void BlockTuner::Step() {
   const c10::InferenceMode no_inference(false);
   const at::NoGradGuard no_grad;
@@ -300,18 +327,7 @@ void BlockTuner::Step() {
   } else {
     const c10::StreamGuard on_own_stream(graph_->own);
     if (steps_ >= kEagerSteps && graph_->handle == nullptr && !graph_->refused) {
-      // Capturing runs nothing: a block that cannot be captured loses no step.
-      graph_->own.synchronize();
-      graph_->handle = CudaKernels().graph_create();
-      try {
-        CudaKernels().graph_capture_begin(graph_->handle);
-        RunStep();
-        CudaKernels().graph_capture_end(graph_->handle);
-      } catch (const c10::Error&) {
-        CudaKernels().graph_destroy(graph_->handle);
-        graph_->handle = nullptr;
-        graph_->refused = true;
-      }
+      CaptureStep();
     }
     if (graph_->handle != nullptr) {
       CudaKernels().graph_replay(graph_->handle);

@@ -51,6 +51,7 @@ class BlockTuner {
   at::Tensor Forward(const at::Tensor& hidden);
   float ChooseGradientScale();
   void RunStep();
+  void CaptureStep();
 
   const ObservedBlock& observed_;
   const std::vector<std::optional<QuantizationScheme>>& schemes_;

@@ -78,7 +78,7 @@ absl::Status Load() {
     if (!api.ok()) {
       return api.status();
     }
-    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
     at::globalContext().setDeterministicFillUninitializedMemory(false);
     (*api)->synchronize();  // starts the driver: a broken one shows here
     loaded_api.store(*api, std::memory_order_release);

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Auto-Round's tuning time against intel/auto-round in eager mode, paired: both quantize the example model in turn.
+
+auto_round_benchmark.py [--iterations 200] [--pairs 1] [--device cpu|cuda] [--worker build/bin/ptq-worker]
+Equal settings: W4G128 symmetric, batch 8, the same 128 x 512 calibration tokens, the same threads. Compared is the
+time of the block loop (both sides: capture, reference outputs, tuning and packing; loading is left out), by wall clock
+and by processor. The peer takes bfloat16 products, which a CPU without AMX or AVX512-BF16 runs slowly: fewer
+--iterations compare such machines in reasonable time. Exits 1 if ours takes more than half of the peer's wall time.
+"""
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL = ROOT / "examples" / "wikilm-llama-6m"
+CALIBRATION = ROOT / "examples" / "calibration.jsonl"
+SAMPLES, LENGTH, BATCH, TARGET = 128, 512, 8, 0.5
+
+
+def calibration_windows():
+    """The windows that ptq-worker makes: documents without special tokens, an EOS after each, joined and cut."""
+    from transformers import AutoTokenizer
+    tokenizer, ids = AutoTokenizer.from_pretrained(MODEL), []
+    for line in CALIBRATION.read_text(encoding="utf-8").splitlines():
+        ids += tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        if len(ids) >= SAMPLES * LENGTH:
+            break
+    return [ids[i * LENGTH:(i + 1) * LENGTH] for i in range(SAMPLES)]
+
+
+def run_peer(iterations, device, windows_file):
+    """One run of the peer in this process; prints its block loop's seconds."""
+    import torch
+    from auto_round import AutoRound
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
+    # No attention mask: a 4-D one would send the peer's attention down a slower path.
+    data = [{"input_ids": torch.tensor([window]), "attention_mask": None} for window in json.load(open(windows_file))]
+    peer = AutoRound(model, AutoTokenizer.from_pretrained(MODEL), bits=4, group_size=128, sym=True, iters=iterations,
+                     nsamples=SAMPLES, seqlen=LENGTH, batch_size=BATCH, dataset=data, device_map=device,
+                     enable_torch_compile=False, seed=42)
+    wall, cpu = time.monotonic(), time.process_time()
+    peer.quantize()
+    print(json.dumps({"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu, "torch": torch.__version__,
+                      "threads": torch.get_num_threads()}))
+
+
+def time_peer(iterations, device, windows_file):
+    done = subprocess.run([sys.executable, __file__, "--peer", str(windows_file), "--iterations", str(iterations),
+                           "--device", device], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"the peer failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def time_ours(worker, iterations, device, folder):
+    spec = {"model": str(MODEL), "calibration": str(CALIBRATION), "algorithm": "auto-round", "bits": 4,
+            "group_size": 128, "iterations": iterations, "batch_size": BATCH, "samples": SAMPLES,
+            "sequence_length": LENGTH, "seed": 42, "device": device}
+    (folder / "job.json").write_text(json.dumps(spec))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([worker, "run", "--spec", folder / "job.json", "--output", folder / "out"],
+                          capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"ptq-worker failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    timing = json.loads((folder / "out" / "report.json").read_bytes())["timing"]
+    return {"wall": timing["observe_seconds"] + timing["quantize_seconds"] + timing["export_seconds"],
+            "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--worker", default=str(ROOT / "build" / "bin" / "ptq-worker"))
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        return run_peer(args.iterations, args.device, args.peer)
+
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        windows_file = pathlib.Path(folder) / "windows.json"
+        windows_file.write_text(json.dumps(calibration_windows()))
+        for pair in range(args.pairs):
+            run_folder = pathlib.Path(folder) / f"ours-{pair}"
+            run_folder.mkdir()
+            # In turn, and the other one first every second time: a drifting machine hits both alike.
+            sides = [lambda: ("ours", time_ours(args.worker, args.iterations, args.device, run_folder)),
+                     lambda: ("peer", time_peer(args.iterations, args.device, windows_file))]
+            result = dict(side() for side in (sides if pair % 2 == 0 else sides[::-1]))
+            ours, peer = result["ours"], result["peer"]
+            ratios.append(ours["wall"] / peer["wall"])
+            print(f"pair {pair + 1}: {args.iterations} iterations on {args.device}, {os.cpu_count()} cores: "
+                  f"ours {ours['wall']:.1f} s (processor {ours['cpu']:.1f} s), "
+                  f"auto-round eager {peer['wall']:.1f} s (processor {peer['cpu']:.1f} s), "
+                  f"ratio {ratios[-1]:.3f}", flush=True)
+    ratio = statistics.median(ratios)
+    print(f"median ratio {ratio:.3f}, target <= {TARGET}: {'met' if ratio <= TARGET else 'MISSED'}")
+    return 0 if ratio <= TARGET else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
