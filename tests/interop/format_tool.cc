@@ -45,11 +45,12 @@ AffineQuantizedTensor Quantize(const at::Tensor& weight, const QuantizationSchem
   record.mapping_type = scheme.symmetric ? MappingType::kSymmetric : MappingType::kAsymmetric;
   record.block_size = BlockSizeOf(scheme, values.size(0), values.size(1));
   record.original_dtype = weight.scalar_type();
-  const QParams chosen = ChooseQParamsAffine(values, record.block_size,
-                                             {.mapping_type = record.mapping_type,
-                                              .quant_min = record.quant_min,
-                                              .quant_max = record.quant_max,
-                                              .eps = 1e-5});
+  ChooseQParamsOptions options;
+  options.mapping_type = record.mapping_type;
+  options.quant_min = record.quant_min;
+  options.quant_max = record.quant_max;
+  options.eps = 1e-5;
+  const QParams chosen = ChooseQParamsAffine(values, record.block_size, options);
   at::Tensor scale = chosen.scale;
   if (scheme.symmetric && scheme.scale_rule == ScaleRule::kFullRange) {
     scale = scale * at::randint(0, 2, scale.sizes()).mul(2).sub(1);
