@@ -1,4 +1,5 @@
-// model_logits_tool MODEL_DIR IDS.safetensors OUTPUT.safetensors [--device cpu|cuda] [--dtype DTYPE]
+// model_logits_tool MODEL_DIR IDS.safetensors OUTPUT.safetensors [--device cpu|cuda] [--dtype
+// DTYPE]
 //
 // Runs input_ids [samples, length] (int64) of IDS through the model and writes "logits"
 // [samples, length, vocabulary] float32. DTYPE: float32, float16, bfloat16, or auto (the default:

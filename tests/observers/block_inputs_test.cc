@@ -33,8 +33,8 @@ TEST_F(RunBlockTest, EverySampleGoesThroughTheBlockOnce) {
   const at::Tensor expected = block_->Forward(inputs_, rotary_);
   for (const int64_t batch : {1, 3, 7, 100}) {
     int64_t tokens = 0;
-    const at::Tensor outputs = RunBlock(
-        *block_, inputs_, rotary_, batch, [&](size_t index, const at::Tensor& input) {
+    const at::Tensor outputs =
+        RunBlock(*block_, inputs_, rotary_, batch, [&](size_t index, const at::Tensor& input) {
           tokens += index == 0 ? input.size(0) * input.size(1) : 0;
           return ApplyLinear(block_->linears()[index], block_->linears()[index].weight, input);
         });
@@ -53,12 +53,11 @@ TEST_F(RunBlockTest, OutputsMayTakeTheInputsPlace) {
 
 TEST_F(RunBlockTest, BuildsNoAutogradGraph) {
   at::Tensor weight = block_->linears()[0].weight.clone().requires_grad_();
-  const at::Tensor outputs = RunBlock(*block_, inputs_, rotary_, 4,
-                                      [&](size_t index, const at::Tensor& input) {
-                                        const Linear& linear = block_->linears()[index];
-                                        return ApplyLinear(
-                                            linear, index == 0 ? weight : linear.weight, input);
-                                      });
+  const at::Tensor outputs =
+      RunBlock(*block_, inputs_, rotary_, 4, [&](size_t index, const at::Tensor& input) {
+        const Linear& linear = block_->linears()[index];
+        return ApplyLinear(linear, index == 0 ? weight : linear.weight, input);
+      });
   EXPECT_FALSE(outputs.requires_grad());
   EXPECT_FALSE(outputs.is_inference());  // Auto-Round saves these tensors for its backward passes
 }

@@ -22,8 +22,7 @@ class LinearObserverTest : public ::testing::Test {
 
   void Load(at::ScalarType dtype) {
     checkpoint_ = testing::RandomCheckpoint(config_, 5, dtype);
-    PTQ_ASSERT_OK_AND_ASSIGN(model_,
-                             DecoderModel::Create(config_, checkpoint_, {.dtype = dtype}));
+    PTQ_ASSERT_OK_AND_ASSIGN(model_, DecoderModel::Create(config_, checkpoint_, {.dtype = dtype}));
     PTQ_ASSERT_OK_AND_ASSIGN(block_, model_->LoadBlock(0));
     rotary_ = model_->MakeRotaryTable(8);
     inputs_ = at::randn({5, 8, config_.hidden_size}).to(dtype);
