@@ -74,7 +74,8 @@ absl::StatusOr<std::optional<GptqFactor>> FactorizeHessian(const at::Tensor& hes
   const c10::NoGradGuard no_grad;
   const at::Tensor diagonal = hessian.diagonal().to(at::kDouble);
   const double mean = diagonal.mean().item<double>();
-  if (!std::isfinite(mean) || mean <= 0 || !at::isfinite(hessian.sum()).item<bool>()) {
+  if (!std::isfinite(mean) || mean <= 0 ||
+      !std::isfinite(hessian.sum(at::kDouble).item<double>())) {
     return std::nullopt;
   }
   // Cholesky starts at the first row, the inverse's factor U is wanted from the last: with the

@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kMinScale = 1e-5;
 constexpr double kMaxHalf = 65504;
-constexpr int64_t kValuesPerPiece = int64_t{1} << 22;  // float32: 16 MiB a temporary
+constexpr int64_t kValuesPerPiece = int64_t{1} << 20;  // float32: 4 MiB a temporary
 
 }  // namespace
 

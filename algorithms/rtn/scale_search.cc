@@ -19,9 +19,12 @@
 namespace ptq {
 namespace {
 
-constexpr int64_t kColumnsPerTile = 256;               // of 16 lanes: 16 KiB, half of an L1 cache
-constexpr int64_t kValuesPerPiece = int64_t{1} << 23;  // about a second between looks at `cancel`
-constexpr int64_t kValuesPerChunk = int64_t{1} << 24;  // float32: 64 MiB a temporary on CUDA
+// Of 16 lanes: 16 KiB, half of an L1 cache.
+constexpr int64_t kColumnsPerTile = 256;
+// Weights between two looks at `cancel`: a tenth of a second.
+constexpr int64_t kValuesPerPiece = int64_t{1} << 22;
+// Weights that tensor operations take at once: 64 MiB a temporary in float32.
+constexpr int64_t kValuesPerChunk = int64_t{1} << 24;
 
 // How a candidate is made from a group's extremes: symmetric, s = -extreme / divisor; asymmetric,
 // both ends of the range shrunk by factors.

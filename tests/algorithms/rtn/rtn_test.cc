@@ -146,7 +146,7 @@ TEST_P(QuantizeRtnRoundTripTest, ErrorIsAtMostHalfAStepAndCodesAreStable) {
   const auto [bits, group_size, symmetric] = GetParam();
   const QuantizationScheme scheme = Scheme(bits, group_size, symmetric);
   // More rows than one piece of RoundToCodes takes.
-  const at::Tensor weight = Random({260, 16384}, 3);
+  const at::Tensor weight = Random({70, 16384}, 3);
   const AffineQuantizedTensor record = QuantizeRtn(weight, at::kFloat, scheme);
   EXPECT_GE(record.int_data.min().item<int>(), record.quant_min);
   EXPECT_LE(record.int_data.max().item<int>(), record.quant_max);
@@ -154,8 +154,8 @@ TEST_P(QuantizeRtnRoundTripTest, ErrorIsAtMostHalfAStepAndCodesAreStable) {
   // Values beyond the highest code are clamped by up to one step when symmetric; by the scale's
   // rounding (2^-11 of up to 2^bits steps) when not.
   const auto [b0, b1] = record.block_size;
-  const at::Tensor steps = ((values - weight).view({260 / b0, b0, 16384 / b1, b1}) /
-                            record.scale.to(at::kFloat).view({260 / b0, 1, 16384 / b1, 1}))
+  const at::Tensor steps = ((values - weight).view({70 / b0, b0, 16384 / b1, b1}) /
+                            record.scale.to(at::kFloat).view({70 / b0, 1, 16384 / b1, 1}))
                                .abs();
   EXPECT_LE(steps.max().item<float>(), symmetric ? 1.07f : 0.64f);
   EXPECT_GT(steps.max().item<float>(), 0.499f);

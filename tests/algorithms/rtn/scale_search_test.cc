@@ -167,7 +167,7 @@ TEST_P(SearchScalesTest, TensorOperationsAgree) {
   }
 }
 
-TEST_P(SearchScalesTest, SameBitsForAnyThreadCountAndInPieces) {
+TEST_P(SearchScalesTest, SameBitsForAnyThreadCount) {
   const QParams first = SearchScales(weight_, importance_, scheme_);
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
@@ -175,10 +175,6 @@ TEST_P(SearchScalesTest, SameBitsForAnyThreadCountAndInPieces) {
   at::set_num_threads(threads);
   EXPECT_TRUE(first.scale.equal(single.scale));
   EXPECT_TRUE(first.zero_point.equal(single.zero_point));
-  const CancellationToken cancel;
-  PTQ_ASSERT_OK_AND_ASSIGN(const QParams pieces,
-                           SearchScales(weight_, importance_, scheme_, cancel));
-  EXPECT_TRUE(first.scale.equal(pieces.scale));
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, SearchScalesTest,
@@ -226,6 +222,16 @@ TEST(ScaleSearchTest, AsymmetricZeroPointsFitTheCodes) {
   const QParams qparams = SearchScales(weight, at::ones({32}), Scheme(8, 32, false));
   EXPECT_LE(qparams.zero_point.max().item<int>(), 127);
   EXPECT_GE(qparams.zero_point.min().item<int>(), -128);
+}
+
+TEST(ScaleSearchTest, PiecesOfRowsJoinToTheWhole) {
+  const at::Tensor weight = Random({260, 16384}, 7);  // more than one piece
+  const at::Tensor importance = Random({16384}, 8).exp();
+  const QParams whole = SearchScales(weight, importance, Scheme(2, 128));
+  PTQ_ASSERT_OK_AND_ASSIGN(const QParams pieces,
+                           SearchScales(weight, importance, Scheme(2, 128), CancellationToken()));
+  EXPECT_TRUE(pieces.scale.equal(whole.scale));
+  EXPECT_TRUE(pieces.zero_point.equal(whole.zero_point));
 }
 
 TEST(ScaleSearchTest, StopsWhenCancelled) {

@@ -1,6 +1,7 @@
-// Quantizes one matrix from a file, for Python tests that compare with peers:
-//   quantize_matrix METHOD BITS GROUP_SIZE symmetric|asymmetric full-range|torchao DTYPE N K WEIGHT
-//                   OUTPUT [HESSIAN]
+// Quantizes matrices from files, for Python tests that compare with peers. Each line of standard
+// input is one request, answered by "done":
+//   METHOD BITS GROUP_SIZE symmetric|asymmetric full-range|torchao DTYPE N K WEIGHT OUTPUT
+//   [HESSIAN]
 // METHOD: rtn, opt-rtn or gptq. DTYPE: float32, bfloat16 or float16, of the raw numbers in WEIGHT.
 // HESSIAN: raw float32 [K, K]. Writes OUTPUT.codes (int8), OUTPUT.scale (raw, its own dtype) and
 // OUTPUT.zero_point (int32).
@@ -8,6 +9,10 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -77,9 +82,9 @@ AffineQuantizedTensor Quantize(const std::string& method, const at::Tensor& weig
   return block.linears[0]->weight;
 }
 
-int Main(const std::vector<std::string>& args) {
+void Run(const std::vector<std::string>& args) {
   if (args.size() != 10 && args.size() != 11) {
-    Fail("10 or 11 arguments are needed");
+    Fail("10 or 11 words are needed");
   }
   const QuantizationScheme scheme = {
       .bits = std::stoi(args[1]),
@@ -98,12 +103,16 @@ int Main(const std::vector<std::string>& args) {
   WriteTensor(args[9] + ".codes", record.int_data);
   WriteTensor(args[9] + ".scale", record.scale);
   WriteTensor(args[9] + ".zero_point", record.zero_point);
-  return 0;
 }
 
 }  // namespace
 }  // namespace ptq
 
-int main(int argc, char** argv) {
-  return ptq::Main(std::vector<std::string>(argv + 1, argv + argc));
+int main() {
+  for (std::string line; std::getline(std::cin, line);) {
+    std::istringstream words(line);
+    ptq::Run({std::istream_iterator<std::string>(words), {}});
+    std::cout << "done" << std::endl;
+  }
+  return 0;
 }
