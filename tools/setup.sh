@@ -32,13 +32,14 @@ install_wheels() {
   local list=deploy/requirements-$1.txt stamp=.venv/.ptq-$1
   [ -f "$stamp" ] && cmp -s "$list" "$stamp" && return
   say "installing the wheels of $list"
-  .venv/bin/pip install -q --disable-pip-version-check -r "$list"
+  .venv/bin/pip install -q --disable-pip-version-check ${2:-} -r "$list"
   cp "$list" "$stamp"
 }
 install_wheels base
 case $what in
   base) ;;
-  peers) install_wheels peers ;;
+  # auto-round would bring its data sets' stack, which its formulas and its tuner don't need.
+  peers) install_wheels peers; install_wheels peers-no-deps --no-deps ;;
   cuda) install_wheels cuda ;;
   *) say "unknown part '$what'"; exit 2 ;;
 esac
