@@ -2,6 +2,7 @@
 #ifndef PTQ_WORKER_DEVICE_H_
 #define PTQ_WORKER_DEVICE_H_
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
 #include <string>
@@ -20,6 +21,8 @@ void UseDeterministicAlgorithms();
 
 // "cpu", "cuda:0".
 std::string DeviceLabel(c10::Device device);
+// "bfloat16", as config.json spells it.
+std::string DtypeLabel(at::ScalarType type);
 
 }  // namespace ptq
 

@@ -51,7 +51,7 @@ absl::StatusOr<at::ScalarType> LinearDtype(const CheckpointInspection& inspectio
     }
   }
   if (first == nullptr) {
-    return absl::InvalidArgumentError("rule: every linear layer is skipped, nothing is quantized");
+    return absl::InternalError("no layer is left to quantize");  // ResolveSchemes refuses that
   }
   return ToScalarType(first->info.dtype);
 }

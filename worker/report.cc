@@ -32,7 +32,7 @@ Json ModelToJson(const JobPlan& plan) {
   json["architecture"] = plan.inspection.config.architecture;
   json["block_count"] = plan.inspection.config.num_hidden_layers;
   json["parameters"] = parameters;
-  json["dtype"] = c10::toString(plan.stored_dtype);
+  json["dtype"] = DtypeLabel(plan.stored_dtype);
   return json;
 }
 

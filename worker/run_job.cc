@@ -70,7 +70,7 @@ JobIdentity MakeIdentity(const JobPlan& plan, Json inputs) {
   identity.inputs = std::move(inputs);
   identity.environment = {{"engine_version", EngineVersion()},
                           {"device", plan.compute.device.is_cpu() ? "cpu" : "cuda"},
-                          {"compute_dtype", c10::toString(plan.compute.dtype)}};
+                          {"compute_dtype", DtypeLabel(plan.compute.dtype)}};
   return identity;
 }
 

@@ -50,7 +50,7 @@ TEST(ReportTest, OneScaleATensorCostsNearlyNothing) {
 TEST(ReportTest, AbsentFiguresAreNull) {
   BlockResult block;
   block.name = "model.layers.0";
-  block.modules = {{.name = "m", .scheme = {}, .fallback_reason = ""}};
+  block.modules.emplace_back().name = "m";
   const Json json = BlockResultToJson(block);
   EXPECT_TRUE(json["loss_first"].is_null());
   EXPECT_TRUE(json["modules"][0]["output_mse"].is_null());
