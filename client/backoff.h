@@ -11,7 +11,7 @@ namespace ptq {
 
 struct RetryOptions {
   absl::Duration initial_backoff = absl::Milliseconds(250);
-  absl::Duration maximum_backoff = absl::Seconds(5);
+  absl::Duration maximum_backoff = absl::Seconds(2);
   absl::Duration give_up_after = absl::Seconds(60);  // without any success
 };
 

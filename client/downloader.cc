@@ -70,7 +70,7 @@ absl::Status Downloader::DownloadJob(const std::string& job, const std::string& 
   int64_t total_bytes = 0;
   for (const v1::FileNode& node : nodes) total_bytes += node.digest().size_bytes();
   observer_.OnBegin(absl::StrFormat("Downloading %d files to %s", nodes.size(), folder),
-                    total_bytes);
+                    total_bytes, false);
   for (const v1::FileNode& node : nodes) {
     const std::string path = JoinPath(folder, node.path());
     PTQ_RETURN_IF_ERROR(LocalError(MakeDirectories(DirName(path))));
@@ -82,10 +82,7 @@ absl::Status Downloader::DownloadJob(const std::string& job, const std::string& 
 
 absl::Status Downloader::DownloadBlob(const std::string& parent, const v1::Digest& digest,
                                       const std::string& path) {
-  if (PathExists(path)) {
-    return absl::InvalidArgumentError(path + ": exists already; name a new file");
-  }
-  observer_.OnBegin("Downloading " + path, digest.size_bytes());
+  observer_.OnBegin("Downloading " + path, digest.size_bytes(), true);
   PTQ_RETURN_IF_ERROR(Fetch(parent, digest, path));
   observer_.OnEnd();
   return absl::OkStatus();

@@ -25,7 +25,7 @@ class Downloader {
   // takes a part for the whole.
   absl::Status DownloadJob(const std::string& job, const std::string& folder);
 
-  // One blob as the file `path`, which must not exist.
+  // One blob as the file `path`; a file of that name is replaced when the blob is complete.
   absl::Status DownloadBlob(const std::string& parent, const v1::Digest& digest,
                             const std::string& path);
 

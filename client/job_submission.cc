@@ -127,7 +127,14 @@ absl::StatusOr<v1::QuantizationJob> SubmitJob(QuantizationClient& client, const 
   for (const std::string& warning : created.warnings()) observer.OnNote("Note: " + warning);
   inputs.model = created.name();
   PTQ_ASSIGN_OR_RETURN(const auto request, MakeJobRequest(flags, inputs));
-  return client.CreateJob(request);
+  PTQ_ASSIGN_OR_RETURN(const auto job, client.CreateJob(request));
+  for (const std::string& warning : job.warnings()) {
+    const auto& known = created.warnings();
+    if (std::find(known.begin(), known.end(), warning) == known.end()) {
+      observer.OnNote("Note: " + warning);
+    }
+  }
+  return job;
 }
 
 absl::StatusOr<Json> JobSpecWithPaths(const v1::QuantizationJob& job, const JobFlags& flags) {

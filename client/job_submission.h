@@ -11,7 +11,8 @@ namespace ptq {
 
 // Checks flags and headers, uploads what the server lacks (unless flags.server_path), registers the
 // inputs and creates the job, or with validate_only the job as it would be. Whatever can be refused
-// is refused before the large upload. Skipped files are one note to `observer`.
+// is refused before the large upload. Skipped files and the server's warnings are notes to
+// `observer`.
 absl::StatusOr<v1::QuantizationJob> SubmitJob(QuantizationClient& client, const JobFlags& flags,
                                               TransferObserver& observer);
 

@@ -23,6 +23,18 @@ std::string Environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
+std::string UsageError(const CLI::App& root, const CLI::ParseError& error) {
+  const auto commands = root.get_subcommands();
+  if (!commands.empty()) {
+    return std::string(error.what()) + "; `ptq " + commands[0]->get_name() +
+           " --help` shows the usage";
+  }
+  const auto words = root.remaining();
+  const std::string what =
+      words.empty() ? "a command is missing" : "'" + words[0] + "' is not a command";
+  return what + "; `ptq --help` lists the commands";
+}
+
 int Main(int argc, char** argv) {
   // Numbers stay as the C locale writes them; only the encoding is taken from the environment.
   std::setlocale(LC_CTYPE, "");
@@ -39,10 +51,7 @@ int Main(int argc, char** argv) {
   } catch (const CLI::Success& page) {  // --help, --version
     return root.exit(page, std::cout, std::cerr);
   } catch (const CLI::ParseError& error) {
-    const auto commands = root.get_subcommands();
-    const std::string name = commands.empty() ? "ptq" : "ptq " + commands[0]->get_name();
-    std::cerr << "ptq: " << error.what() << "; `" << name << " --help` shows the usage"
-              << std::endl;
+    std::cerr << "ptq: " << UsageError(root, error) << std::endl;
     return static_cast<int>(ExitStatus::kRefused);
   }
   if (line.needs_server) {

@@ -32,8 +32,9 @@ std::string RenderTransfer(const std::string& title, int64_t done_bytes, int64_t
          RenderBar(fraction, kTransferBar, terminal) + tail;
 }
 
-void TransferDisplay::OnBegin(const std::string& title, int64_t total_bytes) {
+void TransferDisplay::OnBegin(const std::string& title, int64_t total_bytes, bool routine) {
   title_ = title;
+  routine_ = routine;
   done_bytes_ = 0;
   total_bytes_ = total_bytes;
   begin_ = absl::Now();
@@ -54,6 +55,7 @@ void TransferDisplay::OnBytes(int64_t bytes) {
 void TransferDisplay::OnEnd() {
   region_.Clear();
   const absl::Duration elapsed = absl::Now() - begin_;
+  if (routine_ && elapsed < kSpeedAfter) return;
   std::string line = title_ + ": " + FormatBytes(total_bytes_);
   if (elapsed >= kSpeedAfter) {
     line += absl::StrFormat(" in %.1f s (%s/s)", absl::ToDoubleSeconds(elapsed),

@@ -27,7 +27,7 @@ class TransferDisplay : public TransferObserver {
   TransferDisplay(std::ostream& out, const TerminalTraits& terminal)
       : out_(out), terminal_(terminal), region_(out) {}
 
-  void OnBegin(const std::string& title, int64_t total_bytes) override;
+  void OnBegin(const std::string& title, int64_t total_bytes, bool routine) override;
   void OnBytes(int64_t bytes) override;
   void OnEnd() override;
   void OnNote(const std::string& note) override;
@@ -39,6 +39,7 @@ class TransferDisplay : public TransferObserver {
   TerminalTraits terminal_;
   LiveRegion region_;
   std::string title_;
+  bool routine_ = false;
   int64_t done_bytes_ = 0;
   int64_t total_bytes_ = 0;
   absl::Time begin_;

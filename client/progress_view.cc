@@ -62,7 +62,7 @@ std::string ProgressView::PhaseTitle() const {
     case v1::QuantizationJob::PENDING:
       return "Starting";
     case v1::QuantizationJob::RUNNING:
-      return job_.progress().phase().empty() ? "Running" : PhaseWord(job_.progress().phase());
+      return job_.progress().phase().empty() ? "Starting" : PhaseWord(job_.progress().phase());
     case v1::QuantizationJob::SUCCEEDED:
       return "Done";
     case v1::QuantizationJob::FAILED:
@@ -144,23 +144,31 @@ std::vector<std::string> ProgressView::Apply(const v1::JobEvent& event, absl::Ti
 std::vector<std::string> ProgressView::Render(const TerminalTraits& terminal, int width,
                                               absl::Time now) const {
   const v1::Progress& progress = job_.progress();
-  const std::string title = absl::StrFormat("%-10s", connected_ ? PhaseTitle() : "Reconnecting");
+  const std::string title = absl::StrFormat("%-12s", connected_ ? PhaseTitle() : "Reconnecting");
   std::string counts;
   if (progress.blocks_total() > 0) {
-    counts = absl::StrFormat("%d/%d blocks", progress.blocks_done(), progress.blocks_total());
+    counts = absl::StrFormat("  %d/%d blocks", progress.blocks_done(), progress.blocks_total());
   }
-  const std::string percent = absl::StrFormat("%3.0f %%", std::floor(100 * Fraction()));
-  std::string time = FormatSeconds(Elapsed(now));
-  if (const auto remaining = Remaining(now); remaining.has_value()) {
-    time += ", " + FormatSeconds(*remaining) + " left";
-  }
-  // Title, bar, percentage, blocks, time; what does not fit goes, the least needed first.
   const bool with_bar = progress.blocks_total() > 0 && job_.state() == v1::QuantizationJob::RUNNING;
+  const std::string percent = absl::StrFormat("  %3.0f %%", std::floor(100 * Fraction()));
+  const std::string share = (with_bar ? percent : "") + counts;
+  // While a job waits no clock runs.
+  const bool has_time =
+      job_.state() == v1::QuantizationJob::RUNNING || job_.progress().has_elapsed();
+  const std::string elapsed = has_time ? "  " + FormatSeconds(Elapsed(now)) : std::string();
+  const auto remaining = Remaining(now);
+  const std::string left =
+      remaining.has_value() ? ", " + FormatSeconds(*remaining) + " left" : std::string();
+  // On narrow terminals words go first, then the time, then the blocks.
   std::string tail;
-  if (with_bar) tail += "  " + percent;
-  if (!counts.empty()) tail += "  " + counts;
-  tail += "  " + time;
-  const int room = width - DisplayWidth(title) - DisplayWidth(tail) - 1;
+  int room = 0;
+  for (const std::string& candidate :
+       {share + elapsed + (has_time ? " elapsed" : "") + left, share + elapsed + left, share,
+        with_bar ? percent : std::string()}) {
+    tail = candidate;
+    room = width - DisplayWidth(title) - DisplayWidth(tail) - 1;
+    if (room >= (with_bar ? kNarrowestBar : 0)) break;
+  }
   std::string first;
   if (with_bar && room >= kNarrowestBar) {
     first = Colored(terminal, TextColor::kBold, title) + " " +
@@ -172,7 +180,7 @@ std::vector<std::string> ProgressView::Render(const TerminalTraits& terminal, in
   std::vector<std::string> lines = {first};
   if (last_block_.has_value()) {
     std::string second =
-        absl::StrFormat("%-10s %s  %.1f s", "", last_block_->name(), last_block_->seconds());
+        absl::StrFormat("%-12s %s  %.1f s", "", last_block_->name(), last_block_->seconds());
     const std::string loss = LossText(*last_block_, terminal.unicode);
     if (!loss.empty()) second += "  " + loss;
     lines.push_back(Colored(terminal, TextColor::kDim, Ellipsize(second, width, terminal.unicode)));

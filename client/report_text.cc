@@ -182,7 +182,7 @@ std::string JobDetails(const v1::QuantizationJob& job) {
   rows.push_back({"Name:", job.name()});
   rows.push_back({"State:", v1::QuantizationJob::State_Name(job.state()) +
                                 (job.reused() ? " (an earlier job's result)" : "")});
-  rows.push_back({"Job:", SpecSummary(job.spec())});
+  rows.push_back({"What:", SpecSummary(job.spec())});
   const v1::Progress& progress = job.progress();
   if (progress.blocks_total() > 0) {
     std::string text =

@@ -57,7 +57,9 @@ absl::Status Advised(absl::StatusCode code, const std::string& message) {
 
 std::string HintFor(const absl::Status& status) {
   // What is said about the server must come from the server.
-  if (ErrorReason(status).empty()) return "";
+  if (ErrorReason(status).empty()) {
+    return absl::IsResourceExhausted(status) ? "make room and run the same command again" : "";
+  }
   switch (status.code()) {
     case absl::StatusCode::kNotFound:
       return "`ptq list` shows the jobs";
@@ -154,6 +156,7 @@ std::string FlagForField(const std::string& field_path) {
       {"scale_rule", "--scale-rule"},
       {"labels", "--label"},
       {"request_id", "--request-id"},
+      {"filter", "--filter"},
   };
   std::vector<std::string> parts;
   for (std::string part : std::vector<std::string>(absl::StrSplit(field_path, '.'))) {

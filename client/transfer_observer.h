@@ -12,8 +12,9 @@ class TransferObserver {
  public:
   virtual ~TransferObserver() = default;
   // A stage of `total_bytes` begins: "Checking", "Uploading", "Downloading" with what it is about,
-  // as in "Uploading wikilm-llama-6m (3 files)".
-  virtual void OnBegin(const std::string& title, int64_t total_bytes) = 0;
+  // as in "Uploading wikilm-llama-6m (3 files)". Nobody needs to read of a `routine` one that was
+  // quick.
+  virtual void OnBegin(const std::string& title, int64_t total_bytes, bool routine) = 0;
   // `bytes` more of the stage are done. Negative when work has to be repeated.
   virtual void OnBytes(int64_t bytes) = 0;
   virtual void OnEnd() = 0;

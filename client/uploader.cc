@@ -78,7 +78,7 @@ absl::StatusOr<std::vector<v1::FileNode>> Uploader::Upload(const std::vector<Loc
     if (!opened.ok()) return LocalError(opened.status());
     total_bytes += opened->size();
   }
-  observer_.OnBegin("Checking " + what, total_bytes);
+  observer_.OnBegin("Checking " + what, total_bytes, true);
   std::vector<v1::FileNode> nodes;
   std::vector<v1::Digest> digests;
   for (const LocalFile& file : files) {
@@ -110,7 +110,7 @@ absl::StatusOr<std::vector<v1::FileNode>> Uploader::Upload(const std::vector<Loc
   const size_t known = files.size() - pending.size();
   std::string title = "Uploading " + what + " (" + FileCount(pending.size());
   if (known > 0) title += absl::StrFormat(", %d already there", known);
-  observer_.OnBegin(title + ")", pending_bytes);
+  observer_.OnBegin(title + ")", pending_bytes, false);
   for (const Pending& one : pending) PTQ_RETURN_IF_ERROR(Send(one));
   observer_.OnEnd();
   return nodes;

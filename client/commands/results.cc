@@ -32,6 +32,11 @@ ExitStatus RunReport(Session& session, const ReportFlags& flags) {
   const auto report = session.client().GetReport(*name);
   if (!report.ok()) return Fail(session, report.status());
   if (!flags.html.empty()) {
+    if (report->report_html().hash().empty()) {
+      return Fail(session, absl::FailedPreconditionError(
+                               "the job's result has no HTML report; `ptq report " +
+                               ShortName(*name) + "` shows the figures"));
+    }
     TransferDisplay transfers(console.err, console.err_terminal);
     Downloader downloader(session.client(), transfers);
     const absl::Status status =
@@ -92,7 +97,7 @@ void AddReportCommand(CLI::App& root, CommandLine& line) {
   CLI::App& command = AddCommand(root, "report", "show what a quantization cost", help);
   auto flags = std::make_shared<ReportFlags>();
   AddJobArgument(command, flags->job);
-  command.add_option("--html", flags->html, "Save the HTML report as a new file.")
+  command.add_option("--html", flags->html, "Save the HTML report as this file.")
       ->type_name("FILE")
       ->group("Output");
   AddJsonFlag(command, flags->json);

@@ -31,9 +31,6 @@ ExitStatus Run(Session& session, const SubmitFlags& flags) {
     }
     return Fail(session, job.status());
   }
-  for (const std::string& warning : job->warnings()) {
-    console.err << "Note: " << warning << std::endl;
-  }
   if (flags.job.validate_only) {
     console.err << "The job is valid; nothing was submitted." << std::endl;
     if (!flags.json) return ExitStatus::kDone;

@@ -56,17 +56,24 @@ ProgressView HalfWay() {
 
 TEST(ProgressViewTest, FitsEightyColumns) {
   EXPECT_THAT(HalfWay().Render(kUnicode, 80, kStart),
-              ElementsAre("Quantizing █████████████▊░░░░░░░░░░░░░░░░░░░   41 %  2/6 blocks  "
-                          "1:05, 1:30 left",
-                          "           model.layers.1  12.3 s  loss 0.00123 → 0.000456 (-63 %)"));
+              ElementsAre("Quantizing   █████████▌░░░░░░░░░░░░░   41 %  2/6 blocks  1:05 elapsed, "
+                          "1:30 left",
+                          "             model.layers.1  12.3 s  loss 0.00123 → 0.000456 (-63 %)"));
 }
 
 TEST(ProgressViewTest, TheBarEndsGrowingOnWideTerminals) {
   const auto lines = HalfWay().Render(kAscii, 120, kStart);
   EXPECT_EQ(lines[0],
-            "Quantizing ################------------------------   41 %  2/6 blocks  1:05, 1:30 "
-            "left");
+            "Quantizing   ################------------------------   41 %  2/6 blocks  1:05 "
+            "elapsed, 1:30 left");
   EXPECT_THAT(lines[1], HasSubstr("0.00123 -> 0.000456"));
+}
+
+TEST(ProgressViewTest, NarrowTerminalsLoseWordsBeforeTheBar) {
+  EXPECT_EQ(HalfWay().Render(kAscii, 60, kStart)[0],
+            "Quantizing   ####-------   41 %  2/6 blocks  1:05, 1:30 left");
+  EXPECT_EQ(HalfWay().Render(kAscii, 45, kStart)[0],
+            "Quantizing   #####--------   41 %  2/6 blocks");
 }
 
 class WidthTest : public ::testing::TestWithParam<int> {};
@@ -81,7 +88,7 @@ INSTANTIATE_TEST_SUITE_P(Widths, WidthTest, ::testing::Values(1, 5, 10, 20, 40, 
 
 TEST(ProgressViewTest, TheClockRunsBetweenEvents) {
   const std::string line = HalfWay().Render(kUnicode, 80, kStart + absl::Seconds(20))[0];
-  EXPECT_THAT(line, HasSubstr("1:25, 1:10 left"));
+  EXPECT_THAT(line, HasSubstr("1:25 elapsed, 1:10 left"));
   EXPECT_THAT(HalfWay().Render(kUnicode, 80, kStart + absl::Hours(1))[0], HasSubstr("0:00 left"));
 }
 
@@ -92,7 +99,7 @@ TEST(ProgressViewTest, OtherPhasesHaveABarOfTheirOwn) {
 }
 
 TEST(ProgressViewTest, ColoursFrameWordsAndVanishWithoutThem) {
-  EXPECT_THAT(HalfWay().Render(kColor, 80, kStart)[0], HasSubstr("\x1b[1mQuantizing\x1b[0m"));
+  EXPECT_THAT(HalfWay().Render(kColor, 80, kStart)[0], HasSubstr("\x1b[1mQuantizing  \x1b[0m"));
   EXPECT_THAT(HalfWay().Render(kUnicode, 80, kStart)[0], Not(HasSubstr("\x1b")));
 }
 
@@ -126,7 +133,9 @@ TEST(TransferTest, ALineSaysHowMuchAndHowFast) {
 TEST(TransferTest, ElsewhereThanOnATerminalItIsOneLine) {
   std::ostringstream out;
   TransferDisplay display(out, {});
-  display.OnBegin("Uploading m", 2'000'000);
+  display.OnBegin("Checking m", 2'000'000, true);
+  display.OnEnd();
+  display.OnBegin("Uploading m", 2'000'000, false);
   display.OnBytes(2'000'000);
   display.OnEnd();
   EXPECT_EQ(out.str(), "Uploading m: 2.00 MB\n");

@@ -12,7 +12,7 @@ namespace ptq::testing {
 
 class RecordingObserver : public TransferObserver {
  public:
-  void OnBegin(const std::string& title, int64_t total_bytes) override {
+  void OnBegin(const std::string& title, int64_t total_bytes, bool) override {
     titles.push_back(title);
     total = total_bytes;
     done = 0;
