@@ -32,6 +32,7 @@ namespace ptq {
 namespace {
 
 constexpr int kMaxMessageBytes = 4 << 20;
+constexpr int kFrameBytes = 256 << 10;
 // Threads for short calls, beside those of streams that move bytes.
 constexpr int kUnaryThreads = 64;
 constexpr absl::Duration kShutdownGrace = absl::Seconds(3);
@@ -82,6 +83,10 @@ class PtqServer final : public Server {
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 30'000);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    // Uploads: frames of 16 KiB and reads of 8 KiB, gRPC's defaults, cost a third of the time.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kFrameBytes);
+    builder.AddChannelArgument(GRPC_ARG_TCP_READ_CHUNK_SIZE, kFrameBytes);
+    builder.AddChannelArgument(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, kMaxMessageBytes);
     builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 4);

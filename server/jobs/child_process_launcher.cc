@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -27,17 +28,19 @@ constexpr absl::Duration kPollInterval = absl::Milliseconds(50);
 // When the process started, in clock ticks since boot: with the pid it names a process for good.
 // Empty if there is no such process or it has ended.
 std::string ProcessStartTime(pid_t pid) {
-  const auto stat = ReadFile(absl::StrFormat("/proc/%d/stat", pid), 1 << 16);
-  if (!stat.ok()) return "";
+  // Files in /proc say that they are empty, so ReadFile would believe it.
+  std::ifstream file(absl::StrFormat("/proc/%d/stat", pid));
+  std::string stat;
+  if (!std::getline(file, stat)) return "";
   // The second field is "(name)", and the name may hold spaces and brackets.
-  const size_t name_end = stat->rfind(')');
+  const size_t name_end = stat.rfind(')');
   if (name_end == std::string::npos) return "";
   size_t begin = name_end + 2;
-  if (begin < stat->size() && ((*stat)[begin] == 'Z' || (*stat)[begin] == 'X')) return "";
+  if (begin < stat.size() && (stat[begin] == 'Z' || stat[begin] == 'X')) return "";
   for (int field = 3; field < 22 && begin != std::string::npos + 1; ++field) {
-    begin = stat->find(' ', begin) + 1;
+    begin = stat.find(' ', begin) + 1;
   }
-  return stat->substr(begin, stat->find(' ', begin) - begin);
+  return stat.substr(begin, stat.find(' ', begin) - begin);
 }
 
 class ChildProcess final : public WorkerProcess {
