@@ -154,6 +154,7 @@ int Main(const std::string& data_dir, size_t megabytes, int rounds) {
 }  // namespace ptq
 
 int main(int argc, char** argv) {
+  ptq::TuneAllocatorForStreams();
   std::string data_dir = "/tmp";
   size_t megabytes = 1024;
   int rounds = 3;
