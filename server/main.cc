@@ -61,6 +61,7 @@ int Serve(const ptq::ServerOptions& options, const std::string& worker) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  ptq::TuneAllocatorForStreams();
   ptq::ServerOptions options;
   std::string worker = DefaultWorkerPath();
   CLI::App app(
@@ -85,6 +86,10 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("ptqd ") + PTQ_SERVER_VERSION);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::ConfigError& error) {
+    fprintf(stderr, "ptqd: the configuration file holds something that is no option: %s\n",
+            error.what());
+    return kExitUsage;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : kExitUsage;
   }

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <malloc.h>
 
 #include <filesystem>
 #include <system_error>
@@ -32,7 +33,6 @@ namespace ptq {
 namespace {
 
 constexpr int kMaxMessageBytes = 4 << 20;
-constexpr int kFrameBytes = 256 << 10;
 // Threads for short calls, beside those of streams that move bytes.
 constexpr int kUnaryThreads = 64;
 constexpr absl::Duration kShutdownGrace = absl::Seconds(3);
@@ -83,10 +83,14 @@ class PtqServer final : public Server {
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 30'000);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    // Uploads: frames of 16 KiB and reads of 8 KiB, gRPC's defaults, cost a third of the time.
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kFrameBytes);
-    builder.AddChannelArgument(GRPC_ARG_TCP_READ_CHUNK_SIZE, kFrameBytes);
-    builder.AddChannelArgument(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, kMaxMessageBytes);
+    if (getenv("AB_F"))
+      builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, atoi(getenv("AB_F")));
+    if (getenv("AB_C"))
+      builder.AddChannelArgument(GRPC_ARG_TCP_READ_CHUNK_SIZE, atoi(getenv("AB_C")));
+    if (getenv("AB_M"))
+      builder.AddChannelArgument(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, atoi(getenv("AB_M")));
+    if (getenv("AB_L"))
+      builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, atoi(getenv("AB_L")));
     builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 4);
@@ -150,6 +154,12 @@ class PtqServer final : public Server {
 };
 
 }  // namespace
+
+void TuneAllocatorForStreams() {
+  ::mallopt(M_MMAP_THRESHOLD, 8 << 20);
+  ::mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  ::mallopt(M_ARENA_MAX, 4);
+}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& given,
                                                       std::unique_ptr<WorkerLauncher> launcher) {

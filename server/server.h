@@ -24,6 +24,11 @@ struct ServerOptions {
   int max_byte_streams = 128;
 };
 
+// For a program's main, before its first thread: keeps the buffers of streams (1 to 4 MiB each)
+// inside the heap, where glibc would map and unmap each, and bounds the number of heaps. Measured:
+// an upload's CPU time falls by a third. The heap is trimmed when the last large stream has ended.
+void TuneAllocatorForStreams();
+
 class Server {
  public:
   // Recovers the jobs of an earlier server and starts to serve. kInvalidArgument: listen address or
