@@ -16,7 +16,7 @@ CALIBRATION = EXAMPLES / "calibration.jsonl"
 sys.path.insert(0, str(SOURCE / ".venv" / "ptq_stubs"))
 
 # A job on the tiny model that takes some seconds a block, so that it can be interrupted in its middle.
-SLOW_JOB = ["--algorithm", "auto-round", "--bits", "4", "--group-size", "32", "--iterations", "60", "--samples", "16",
+SLOW_JOB = ["--algorithm", "auto-round", "--bits", "4", "--group-size", "32", "--iterations", "300", "--samples", "16",
             "--sequence-length", "128", "--batch-size", "8"]
 QUICK_JOB = ["--algorithm", "rtn", "--bits", "4", "--group-size", "32"]
 
