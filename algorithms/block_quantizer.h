@@ -20,7 +20,7 @@ struct BlockQuantizationRequest {
   const ObservedBlock& observed;
   // By linear index; none: the layer is left alone.
   const std::vector<std::optional<QuantizationScheme>>& schemes;
-  uint64_t seed = 42;       // of this block: the job's seed and the block's index mixed by the caller
+  uint64_t seed = 42;  // of this block: the job's seed and the block's index mixed by the caller
   const CancellationToken& cancel;
   // Called from time to time with the finished fraction 0..1 and the latest loss, if there is one.
   std::function<void(double fraction, std::optional<double> loss)> progress;
@@ -28,30 +28,31 @@ struct BlockQuantizationRequest {
 
 struct QuantizedLinear {
   AffineQuantizedTensor weight;
-  // Why another method than the asked one made this record ("" if none did), e.g. "Hessian not positive
-  // definite after damping 0.1: rtn". Class, bits and group are never changed by a fallback.
+  // Why another method than the asked one made this record ("" if none did), e.g. "Hessian not
+  // positive definite after damping 0.1: rtn". Class, bits and group are never changed by a
+  // fallback.
   std::string fallback_reason;
 };
 
 struct QuantizedBlock {
   std::vector<std::optional<QuantizedLinear>> linears;  // by linear index
-  // Block reconstruction losses, mean squared error over unmasked tokens; empty where the algorithm has
-  // none. `loss_curve` has one value a step, of that step's batch.
+  // Block reconstruction losses, mean squared error over unmasked tokens; empty where the algorithm
+  // has none. `loss_curve` has one value a step, of that step's batch.
   std::optional<double> loss_first;
   std::optional<double> loss_best;
   std::vector<float> loss_curve;
 };
 
-// Implementations keep no state between calls but their options, and are not thread-safe: one job, one
-// instance. The block's weights stay unchanged.
+// Implementations keep no state between calls but their options, and are not thread-safe: one job,
+// one instance. The block's weights stay unchanged.
 class BlockQuantizer {
  public:
   virtual ~BlockQuantizer() = default;
 
-  // Deterministic for a given seed on one machine. A layer that fails numerically is quantized by rtn
-  // and says so. kCancelled if `request.cancel` fires (checked at least every second);
-  // kFailedPrecondition if the algorithm needs calibration data and there is none; kResourceExhausted
-  // if memory runs out. Messages name the layer.
+  // Deterministic for a given seed on one machine. A layer that fails numerically is quantized by
+  // rtn and says so. kCancelled if `request.cancel` fires (checked at least every second);
+  // kFailedPrecondition if the algorithm needs calibration data and there is none;
+  // kResourceExhausted if memory runs out. Messages name the layer.
   virtual absl::StatusOr<QuantizedBlock> QuantizeBlock(const BlockQuantizationRequest& request) = 0;
 };
 

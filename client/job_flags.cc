@@ -2,10 +2,12 @@
 
 #include <utility>
 
+#include "absl/strings/str_join.h"
 #include "client/resource_names.h"
 #include "client/rpc_status.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
+#include "proto/algorithm_field.h"
 #include "worker/spec/scheme_rules.h"
 
 namespace ptq {
@@ -67,7 +69,7 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
   const auto scheme = [](CLI::Option* option) { option->group("Quantization"); };
   scheme(
       AddChoice(command, "--algorithm", spec.algorithm, ParseAlgorithm, AlgorithmName,
-                "auto-round|gptq|opt-rtn|rtn",
+                absl::StrJoin(kAlgorithmNames, "|"),
                 "auto-round learns the rounding block by block (best); gptq solves each layer in "
                 "closed form; opt-rtn searches scales; rtn only rounds."));
   scheme(command.add_option("--bits", spec.bits, "Bits of a weight, 2 to 8.")
@@ -89,10 +91,10 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
              ->type_name("RULE")
              ->allow_extra_args(false));
   scheme(AddChoice(command, "--scale-rule", spec.scale_rule, ParseScaleRule, ScaleRuleName,
-                   "full-range|torchao",
+                   absl::StrJoin(kScaleRuleNames, "|"),
                    "How rtn derives scales: Auto-Round's full-range rule or torchao's own."));
   scheme(AddChoice(command, "--format", spec.format, ParseOutputFormat, OutputFormatName,
-                   "affine|dequantized",
+                   absl::StrJoin(kOutputFormatNames, "|"),
                    "affine loads in transformers with torchao; dequantized is a plain checkpoint "
                    "with the rounded weights."));
 
@@ -125,8 +127,8 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
                  ->capture_default_str());
 
   const auto job = [](CLI::Option* option) { option->group("Job"); };
-  job(AddChoice(command, "--device", spec.device, ParseDevice, DeviceName, "auto|cpu|cuda",
-                "Where the worker computes."));
+  job(AddChoice(command, "--device", spec.device, ParseDevice, DeviceName,
+                absl::StrJoin(kDeviceNames, "|"), "Where the worker computes."));
   job(command
           .add_option("--label", flags.labels,
                       "KEY=VALUE that the job carries; `ptq list --filter` finds it. Repeatable.")
@@ -175,21 +177,12 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
   message.set_model(inputs.model);
   message.set_calibration_dataset(inputs.calibration);
   message.set_evaluation_dataset(inputs.evaluation);
-  switch (spec.algorithm) {
-    case Algorithm::kAutoRound:
-      message.mutable_auto_round()->set_iterations(spec.iterations);
-      message.mutable_auto_round()->set_batch_size(spec.batch_size);
-      break;
-    case Algorithm::kGptq:
-      message.mutable_gptq();
-      break;
-    case Algorithm::kOptRtn:
-      message.mutable_opt_rtn();
-      break;
-    case Algorithm::kRtn:
-      message.mutable_rtn()->set_scale_rule(ScaleRuleName(spec.scale_rule));
-      break;
+  SetAlgorithmField(AlgorithmName(spec.algorithm), message);
+  if (message.has_auto_round()) {
+    message.mutable_auto_round()->set_iterations(spec.iterations);
+    message.mutable_auto_round()->set_batch_size(spec.batch_size);
   }
+  if (message.has_rtn()) message.mutable_rtn()->set_scale_rule(ScaleRuleName(spec.scale_rule));
   message.mutable_scheme()->set_bits(spec.bits);
   message.mutable_scheme()->set_group_size(spec.group_size);
   message.mutable_scheme()->set_asymmetric(spec.asymmetric);

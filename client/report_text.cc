@@ -11,6 +11,8 @@
 #include "client/message_json.h"
 #include "client/text_format.h"
 #include "common/status_util.h"
+#include "proto/algorithm_field.h"
+#include "worker/spec/job_spec.h"
 
 namespace ptq {
 namespace {
@@ -147,22 +149,9 @@ std::string ReportDetails(const Json& report) {
 }
 
 std::string SpecSummary(const v1::QuantizationSpec& spec) {
-  std::string algorithm;
-  switch (spec.algorithm_case()) {
-    case v1::QuantizationSpec::kRtn:
-      algorithm = "rtn";
-      break;
-    case v1::QuantizationSpec::kGptq:
-      algorithm = "gptq";
-      break;
-    case v1::QuantizationSpec::kOptRtn:
-      algorithm = "opt-rtn";
-      break;
-    default:
-      algorithm = "auto-round";
-      break;
-  }
   // The defaults are those of the API's messages.
+  std::string algorithm = AlgorithmFieldName(spec);
+  if (algorithm.empty()) algorithm = AlgorithmName(JobSpec().algorithm);
   const int bits = spec.scheme().has_bits() ? spec.scheme().bits() : 4;
   const int64_t group = spec.scheme().has_group_size() ? spec.scheme().group_size() : 128;
   std::string text = absl::StrFormat("%s W%d", algorithm, bits);

@@ -1,14 +1,26 @@
 # The three kinds of target that this project has. Warnings apply to our own code only.
 set(PTQ_WARNINGS -Wall -Wextra -Wshadow -Werror=unused-result -Werror=return-type)
 
-# ptq_cc_library(NAME SRCS ... DEPS ...): a static library with includes from the repository root.
+# TORCH, in all of them: the target includes ATen, whose headers are precompiled (cmake/Torch.cmake).
+# GRPC, for programs: they link gRPC, and the shared Abseil as it does (cmake/Packages.cmake).
+
+# Sources that include gRPC are compiled in batches of eight (a unity build): the headers take longer than
+# the code. (Precompiled, gRPC's make it slower still: each file then compiles their inline functions.)
+function(ptq_batch_sources name)
+  set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+endfunction()
+
+# ptq_cc_library(NAME [TORCH] SRCS ... DEPS ...): a static library with includes from the repository root.
 function(ptq_cc_library name)
-  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "TORCH" "" "SRCS;DEPS" ${ARGN})
   if(ARG_SRCS)
     add_library(${name} STATIC ${ARG_SRCS})
     target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
     target_link_libraries(${name} PUBLIC ${ARG_DEPS})
     target_compile_options(${name} PRIVATE ${PTQ_WARNINGS})
+    if(ARG_TORCH)
+      target_precompile_headers(${name} REUSE_FROM ptq_torch_headers)
+    endif()
   else()
     add_library(${name} INTERFACE)
     target_include_directories(${name} INTERFACE ${PROJECT_SOURCE_DIR})
@@ -16,19 +28,22 @@ function(ptq_cc_library name)
   endif()
 endfunction()
 
-# ptq_cc_binary(NAME [GRPC] SRCS ... DEPS ...): a program in build/bin. GRPC: it links gRPC (cmake/Packages.cmake).
+# ptq_cc_binary(NAME [TORCH | GRPC] SRCS ... DEPS ...): a program in build/bin.
 function(ptq_cc_binary name)
-  cmake_parse_arguments(ARG "GRPC" "" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "GRPC;TORCH" "" "SRCS;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS})
   target_compile_options(${name} PRIVATE ${PTQ_WARNINGS})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin
     PTQ_GRPC ${ARG_GRPC})
+  if(ARG_TORCH)
+    target_precompile_headers(${name} REUSE_FROM ptq_torch_headers)
+  endif()
 endfunction()
 
-# ptq_cc_test(NAME [GRPC] SRCS ... DEPS ... LABELS ...): a GoogleTest program, one ctest entry.
+# ptq_cc_test(NAME [TORCH | GRPC] SRCS ... DEPS ... LABELS ...): a GoogleTest program, one ctest entry.
 function(ptq_cc_test name)
-  cmake_parse_arguments(ARG "GRPC" "" "SRCS;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "GRPC;TORCH" "" "SRCS;DEPS;LABELS" ${ARGN})
   if(NOT PTQ_BUILD_TESTS)
     return()
   endif()
@@ -38,6 +53,9 @@ function(ptq_cc_test name)
   target_compile_options(${name} PRIVATE ${PTQ_WARNINGS} -O0)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests
     PTQ_GRPC ${ARG_GRPC})
+  if(ARG_TORCH)
+    target_precompile_headers(${name} REUSE_FROM ptq_torch_test_headers)
+  endif()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900)
 endfunction()

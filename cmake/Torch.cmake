@@ -25,3 +25,17 @@ target_include_directories(ptq_torch SYSTEM INTERFACE ${PTQ_TORCH_ROOT}/include
 target_link_libraries(ptq_torch INTERFACE ptq::torch_cpu ptq::c10)
 target_link_options(ptq_torch INTERFACE "-Wl,-rpath,${PTQ_TORCH_ROOT}/lib" "-Wl,--enable-new-dtags"
   "-Wl,-rpath-link,${PTQ_TORCH_ROOT}/lib")
+
+# ATen's headers take the compiler fifteen seconds a file: they are read once for libraries and programs,
+# and once for the tests, which aren't optimised.
+file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/empty.cc CONTENT "")
+add_library(ptq_torch_headers OBJECT ${PROJECT_BINARY_DIR}/empty.cc)
+target_link_libraries(ptq_torch_headers PRIVATE ptq::torch)
+target_precompile_headers(ptq_torch_headers PRIVATE <ATen/ATen.h>)
+if(PTQ_BUILD_TESTS)
+  add_library(ptq_torch_test_headers OBJECT ${PROJECT_BINARY_DIR}/empty.cc)
+  target_link_libraries(ptq_torch_test_headers PRIVATE ptq::torch GTest::gmock)
+  target_compile_options(ptq_torch_test_headers PRIVATE -O0)
+  target_precompile_headers(ptq_torch_test_headers PRIVATE
+    <ATen/ATen.h> <gmock/gmock.h> <gtest/gtest.h>)
+endif()

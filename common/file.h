@@ -87,8 +87,8 @@ std::string DirName(const std::string& path);
 // backslash, no control character. What may name a file inside a model.
 bool IsSafeRelativePath(std::string_view path);
 
-// A status for `errno_value`: kNotFound, kPermissionDenied, kResourceExhausted (disk full, quota, too
-// many files), kAlreadyExists, else kInternal; the message is "context: strerror".
+// A status for `errno_value`: kNotFound, kPermissionDenied, kResourceExhausted (disk full, quota,
+// too many files), kAlreadyExists, else kInternal; the message is "context: strerror".
 absl::Status ErrnoStatus(int errno_value, const std::string& context);
 
 }  // namespace ptq

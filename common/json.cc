@@ -121,17 +121,18 @@ const Json* Find(const Json& object, const std::string& field) {
 
 absl::StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits) {
   if (static_cast<int64_t>(text.size()) > limits.max_bytes) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "JSON of %d bytes; at most %d are accepted", text.size(), limits.max_bytes));
+    return absl::InvalidArgumentError(absl::StrFormat("JSON of %d bytes; at most %d are accepted",
+                                                      text.size(), limits.max_bytes));
   }
   // nlohmann's lexer takes a zero byte for the end of its input and would ignore what follows.
   if (const size_t zero = text.find('\0'); zero != std::string_view::npos) {
-    return absl::InvalidArgumentError(absl::StrFormat("invalid JSON: zero byte at byte %d", zero + 1));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("invalid JSON: zero byte at byte %d", zero + 1));
   }
   StrictHandler handler(limits);
   if (!Json::sax_parse(text.begin(), text.end(), &handler)) {
-    return absl::InvalidArgumentError(
-        "invalid JSON: " + (handler.error().empty() ? "syntax error" : handler.error()));
+    return absl::InvalidArgumentError("invalid JSON: " +
+                                      (handler.error().empty() ? "syntax error" : handler.error()));
   }
   return handler.TakeRoot();
 }

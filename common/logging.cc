@@ -27,8 +27,8 @@ spdlog::level::level_enum Level(LogSeverity severity) {
 
 spdlog::logger& Logger() {
   static const auto logger = [] {
-    auto created = std::make_shared<spdlog::logger>(
-        "ptq", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    auto created =
+        std::make_shared<spdlog::logger>("ptq", std::make_shared<spdlog::sinks::stderr_sink_mt>());
     created->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %L %v");
     created->flush_on(spdlog::level::debug);
     return created;

@@ -1,5 +1,5 @@
-// Log lines on standard error: time, severity, message. The back end is spdlog, included in logging.cc
-// alone, because libtorch bundles another fmt.
+// Log lines on standard error: time, severity, message. The back end is spdlog, included in
+// logging.cc alone, because libtorch bundles another fmt.
 #ifndef PTQ_COMMON_LOGGING_H_
 #define PTQ_COMMON_LOGGING_H_
 

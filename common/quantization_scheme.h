@@ -9,10 +9,10 @@ namespace ptq {
 // How a symmetric scale is derived from a group's values.
 enum class ScaleRule {
   // auto-round's full-range rule: signed fp16 scale, the dominating side lands on code -2^(bits-1)
-  // (auto-round.md §1.2). The default.
+  // (auto_round/data_type/int.py). The default.
   kFullRange,
   // torchao's choose_qparams_affine: max(|lo|, hi) / ((qmax - qmin) / 2), scale in the weight's own
-  // dtype (formats.md §4.1). RTN only.
+  // dtype (quant_primitives.py). RTN only.
   kTorchao,
 };
 
@@ -26,7 +26,7 @@ struct QuantizationScheme {
   bool symmetric = true;
   ScaleRule scale_rule = ScaleRule::kFullRange;
 
-  int64_t quant_min() const { return -(int64_t{1} << (bits - 1)); }      // signed storage
+  int64_t quant_min() const { return -(int64_t{1} << (bits - 1)); }  // signed storage
   int64_t quant_max() const { return (int64_t{1} << (bits - 1)) - 1; }
   // Groups in a weight of [out_features, in_features].
   int64_t GroupsPerRow(int64_t in_features) const {

@@ -11,11 +11,11 @@
 #define PTQ_MACRO_CONCAT(a, b) PTQ_MACRO_CONCAT_INNER(a, b)
 
 // Returns from the enclosing function if `expr`, an absl::Status, is an error.
-#define PTQ_RETURN_IF_ERROR(expr)                                 \
-  do {                                                            \
-    if (absl::Status ptq_status = (expr); !ptq_status.ok()) {     \
-      return ptq_status;                                          \
-    }                                                             \
+#define PTQ_RETURN_IF_ERROR(expr)                             \
+  do {                                                        \
+    if (absl::Status ptq_status = (expr); !ptq_status.ok()) { \
+      return ptq_status;                                      \
+    }                                                         \
   } while (false)
 
 // PTQ_ASSIGN_OR_RETURN(auto x, F()): x is the value, or the enclosing function returns the error.

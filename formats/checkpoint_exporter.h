@@ -22,7 +22,8 @@
 namespace ptq {
 
 // What the exporter must know about each linear layer before the first block: the metadata of every
-// shard lists all parameters of the model (formats.md §1.3).
+// shard lists all parameters of the model, or torchao's
+// loader fails.
 struct PlannedModule {
   std::string module;  // "model.layers.0.mlp.down_proj"
   int64_t out_features = 0;

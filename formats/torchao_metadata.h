@@ -1,6 +1,6 @@
 // What torchao's safetensors layout says beside the tensors: the names of inner tensors, the
-// strings in a shard's __metadata__, and transformers' quantization_config (formats.md §4; torchao
-// 0.18, prototype/safetensors). No libtorch types: the record check decodes with this file alone.
+// strings in a shard's __metadata__, and transformers' quantization_config (torchao 0.18,
+// prototype/safetensors). No libtorch types: the record check decodes with this file alone.
 #ifndef PTQ_FORMATS_TORCHAO_METADATA_H_
 #define PTQ_FORMATS_TORCHAO_METADATA_H_
 

@@ -14,7 +14,7 @@ namespace ptq {
 struct BlockInputs {
   at::Tensor full_precision;  // [S, T, D] compute dtype, device
   at::Tensor quantized;       // the same shape; equal to full_precision before the first block
-  at::Tensor token_mask;  // [S, T] float32: 0 where the loss must not look (auto-round.md §1.3)
+  at::Tensor token_mask;      // [S, T] float32: 0 where the loss must not look
 };
 
 // Runs `block` over all samples of `inputs` [S, T, D] in micro-batches of `batch` samples, without

@@ -83,14 +83,6 @@ class PtqServer final : public Server {
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 30'000);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    if (getenv("AB_F"))
-      builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, atoi(getenv("AB_F")));
-    if (getenv("AB_C"))
-      builder.AddChannelArgument(GRPC_ARG_TCP_READ_CHUNK_SIZE, atoi(getenv("AB_C")));
-    if (getenv("AB_M"))
-      builder.AddChannelArgument(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, atoi(getenv("AB_M")));
-    if (getenv("AB_L"))
-      builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, atoi(getenv("AB_L")));
     builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 4);

@@ -23,11 +23,12 @@ MAY_INCLUDE = {
     "server/errors": ["common"],
     "server/store": ["common", "server/errors"],
     "server/blobs": ["common", "server/errors", "server/store"],
-    "server/jobs": ["common", "formats/headers", "worker/spec", "server/errors", "server/store", "server/blobs"],
+    "proto": [],
+    "server/jobs": ["common", "proto", "formats/headers", "worker/spec", "server/errors", "server/store", "server/blobs"],
     "server/rpc": ["common", "formats/headers", "worker/spec", "server/errors", "server/jobs", "server/store",
                    "server/blobs"],
     "server": ["common", "server/store", "server/blobs", "server/jobs", "server/rpc"],
-    "client": ["common", "formats/headers", "worker/spec"],
+    "client": ["common", "proto", "formats/headers", "worker/spec"],
     "tests": None,  # anything
 }
 TORCH = ("ATen/", "c10/", "torch/")
@@ -35,7 +36,7 @@ RPC = ("grpcpp/", "grpc/", "google/", "ptq/v1/")
 # Library -> the only folders or files that may include it.
 ONLY_IN = {
     TORCH: ["common/torch_status", "algorithms", "formats", "models", "observers", "worker", "tests"],
-    RPC: ["server", "client", "tests"],
+    RPC: ["proto", "server", "client", "tests"],
     ("sqlite3.h", "libpq-fe.h"): ["server/store"],
     ("spdlog/", "fmt/"): ["common/logging.cc"],
     ("re2/",): ["worker/spec", "tests"],

@@ -77,6 +77,17 @@ std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
   return nullptr;
 }
 
+absl::StatusOr<std::unique_ptr<CheckpointExporter>> MakeExporter(const JobPlan& plan,
+                                                                 const JobFolder& folder) {
+  switch (plan.spec.format) {
+    case OutputFormat::kAffine:
+      return MakeAffineExporter(plan.MakeExportPlan(), folder.path());
+    case OutputFormat::kDequantized:
+      return MakeDequantizedExporter(plan.MakeExportPlan(), folder.path(), folder.record_folder());
+  }
+  return absl::InternalError("no exporter for this format");
+}
+
 std::string ModelDigest(const Json& inputs) { return Sha256Hex(DumpJson(inputs["model"])); }
 
 // Everything that the original model's hidden states depend on.
@@ -140,12 +151,7 @@ absl::Status Pipeline::Load() {
   PTQ_ASSIGN_OR_RETURN(reader_, SafetensorsCheckpointReader::Open(plan_.inspection.index));
   PTQ_ASSIGN_OR_RETURN(model_, DecoderModel::Create(config, *reader_, plan_.compute));
   quantizer_ = MakeBlockQuantizer(plan_);
-  if (spec.format == OutputFormat::kAffine) {
-    PTQ_ASSIGN_OR_RETURN(exporter_, MakeAffineExporter(plan_.MakeExportPlan(), folder_.path()));
-  } else {
-    PTQ_ASSIGN_OR_RETURN(exporter_, MakeDequantizedExporter(plan_.MakeExportPlan(), folder_.path(),
-                                                            folder_.record_folder()));
-  }
+  PTQ_ASSIGN_OR_RETURN(exporter_, MakeExporter(plan_, folder_));
   // Before the first block, so that unusable text does not fail a job after hours of work.
   if (!spec.evaluation.empty()) {
     auto windows = LoadEvaluationWindows(spec.evaluation, spec.model, config,

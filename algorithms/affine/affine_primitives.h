@@ -1,5 +1,5 @@
-// torchao's affine quantization primitives, with its names and semantics (formats.md §4.1; torchao
-// 0.18, quant_primitives.py).
+// torchao's affine quantization primitives, with its names and semantics (torchao 0.18,
+// quant_primitives.py).
 #ifndef PTQ_ALGORITHMS_AFFINE_AFFINE_PRIMITIVES_H_
 #define PTQ_ALGORITHMS_AFFINE_AFFINE_PRIMITIVES_H_
 

@@ -1,5 +1,5 @@
 // One affine-quantized weight, unpacked: the canonical record from which every output format
-// derives. Word and fields are torchao's (formats.md §2); ours is a plain value without layout or
+// derives. Word and fields are torchao's; ours is a plain value without layout or
 // dispatch.
 #ifndef PTQ_ALGORITHMS_AFFINE_AFFINE_QUANTIZED_TENSOR_H_
 #define PTQ_ALGORITHMS_AFFINE_AFFINE_QUANTIZED_TENSOR_H_

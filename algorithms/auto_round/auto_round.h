@@ -1,4 +1,4 @@
-// Auto-Round (arXiv 2309.05516) exactly as auto-round.md §1 describes it: rounding offsets V and
+// Auto-Round (arXiv 2309.05516) with the arithmetic of auto-round 0.16.1: rounding offsets V and
 // range factors alpha and beta tuned by signed gradient descent on the block's reconstruction loss.
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_AUTO_ROUND_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_AUTO_ROUND_H_

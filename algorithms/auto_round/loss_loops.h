@@ -1,4 +1,4 @@
-// The block reconstruction loss with its gradient, on the host (auto-round.md §1.3). Pure functions
+// The block reconstruction loss with its gradient, on the host. Pure functions
 // over raw spans. No torch.
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_LOSS_LOOPS_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_LOSS_LOOPS_H_

@@ -1,5 +1,5 @@
 // Auto-Round's fused loops on the host: fake quantization with V, alpha and beta, its hand-written
-// gradient and the sign update (auto-round.md §1.2, §1.4). Pure functions over raw spans; each call
+// gradient and the sign update (rounding_math.h). Pure functions over raw spans; each call
 // handles a range of groups or units, so that the caller decides about threads. No torch.
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_ROUNDING_LOOPS_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_ROUNDING_LOOPS_H_

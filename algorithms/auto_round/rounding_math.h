@@ -1,5 +1,5 @@
-// The arithmetic of Auto-Round on single values and groups (auto-round.md §1.2), shared by the CPU
-// loops and the CUDA kernels. C++17, no torch.
+// The arithmetic of Auto-Round on single values and groups (auto_round/data_type/int.py), shared by
+// the CPU loops and the CUDA kernels. C++17, no torch.
 //
 // Every function is exact to the last bit on every target as long as the compiler does not contract
 // a * b + c into one rounding: files that include this are built with -ffp-contract=off or

@@ -1,5 +1,5 @@
 // What Auto-Round tunes in one linear layer: rounding offsets V and range factors alpha and beta,
-// with the fake-quantized weight that they give and their signed descent (auto-round.md §1.1-1.4).
+// with the fake-quantized weight that they give and their signed descent.
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_ROUNDING_PARAMETERS_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_ROUNDING_PARAMETERS_H_
 

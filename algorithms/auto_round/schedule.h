@@ -1,4 +1,4 @@
-// Auto-Round's learning rates and batches (auto-round.md §1.4, §1.5).
+// Auto-Round's learning rates and batches (auto_round 0.16.1, sign_round/sign_sgd.py).
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_SCHEDULE_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_SCHEDULE_H_
 

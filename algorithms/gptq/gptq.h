@@ -1,5 +1,5 @@
-// GPTQ (Frantar et al. 2022) with searched static group scales, act-order and a damping ladder
-// (quality.md §6).
+// GPTQ (Frantar et al. 2022, arXiv 2210.17323) with searched static group scales, act-order and a
+// damping ladder.
 #ifndef PTQ_ALGORITHMS_GPTQ_GPTQ_H_
 #define PTQ_ALGORITHMS_GPTQ_GPTQ_H_
 

@@ -1,5 +1,5 @@
-// auto-round's full-range rule for scales and the rounding that belongs to it (auto-round.md §1.2
-// with V = 0, alpha = beta = 1): shared by rtn, opt-rtn and GPTQ.
+// auto-round's full-range rule for scales and the rounding that belongs to it
+// (auto_round/data_type/int.py, with V = 0, alpha = beta = 1): shared by rtn, opt-rtn and GPTQ.
 #ifndef PTQ_ALGORITHMS_RTN_FULL_RANGE_H_
 #define PTQ_ALGORITHMS_RTN_FULL_RANGE_H_
 

@@ -1,5 +1,4 @@
-// Importance-weighted search of static scales: opt-RTN's result, GPTQ's scales and (quality.md
-// §3.1) the start of the tuning recipe.
+// Importance-weighted search of static scales: opt-RTN's result, and GPTQ's scales.
 #ifndef PTQ_ALGORITHMS_RTN_SCALE_SEARCH_H_
 #define PTQ_ALGORITHMS_RTN_SCALE_SEARCH_H_
 

@@ -2,6 +2,7 @@
 
 #include <malloc.h>
 
+#include <fstream>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -21,9 +22,18 @@ using Job = v1::QuantizationJob;
 
 constexpr absl::Duration kTick = absl::Seconds(1);
 constexpr absl::Duration kTidyInterval = absl::Minutes(10);
+constexpr absl::Duration kTrimInterval = absl::Seconds(10);
+constexpr int64_t kMaxIdlePages = (int64_t{40} << 20) / 4096;
 // From a job's last state to the end of its thread it is a matter of milliseconds.
 constexpr absl::Duration kRunEndTimeout = absl::Seconds(10);
 constexpr int kAllArtifacts = 1 << 30;
+
+// Streams leave freed heap behind. It goes back to the system, so that an idle server stays small.
+void TrimHeap() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t total = 0, resident = 0;
+  if (statm >> total >> resident && resident > kMaxIdlePages) ::malloc_trim(0);
+}
 
 absl::Status CheckEtag(const v1::QuantizationJob& job, const std::string& etag) {
   if (etag.empty() || etag == job.etag()) return absl::OkStatus();
@@ -89,6 +99,7 @@ void JobManager::RemoveOrphanFolders() {
 
 void JobManager::Schedule() {
   absl::Time next_tidy = absl::Now();
+  absl::Time next_trim = absl::Now();
   while (true) {
     std::vector<std::unique_ptr<JobRun>> ended;
     {
@@ -109,6 +120,10 @@ void JobManager::Schedule() {
       next_tidy = now + kTidyInterval;
       const absl::Status tidied = TidyUp(now);
       if (!tidied.ok()) PTQ_LOG(Warning) << "tidying up: " << Message(tidied);
+    }
+    if (now >= next_trim) {
+      next_trim = now + kTrimInterval;
+      TrimHeap();
     }
     const absl::Status expired = ExpireJobs(now);
     if (!expired.ok()) PTQ_LOG(Warning) << "expiring jobs: " << Message(expired);
@@ -300,7 +315,6 @@ absl::Status JobManager::TidyUp(absl::Time now) {
   PTQ_RETURN_IF_ERROR(context_.blobs.CollectAbandonedUploads(now, options_.abandoned_age));
   PTQ_RETURN_IF_ERROR(context_.blobs.CollectStale(now, options_.abandoned_age));
   PTQ_RETURN_IF_ERROR(context_.ledger.store().ForgetRequests(now - options_.request_age));
-  ::malloc_trim(0);  // an idle server stays small after large uploads
   return absl::OkStatus();
 }
 

@@ -285,8 +285,14 @@ absl::StatusOr<std::vector<BlobStore::NewBlob>> JobRun::HashOutput(
   std::vector<BlobStore::NewBlob> blobs;
   files->clear();
   PTQ_ASSIGN_OR_RETURN(const auto names, ListOutputFiles(folder));
+  // A finished result outweighs a cancellation, unless taking it in delays that for too long.
+  const absl::Time patience = absl::Now() + context_.stop_grace;
   for (const std::string& name : names) {
-    PTQ_RETURN_IF_ERROR(stop_token_.Check());
+    const StopReason stop = stop_.load();
+    if (stop == StopReason::kServerStops ||
+        (stop == StopReason::kCancel && absl::Now() > patience)) {
+      return absl::CancelledError("asked to stop while the result was being taken in");
+    }
     const std::string path = JoinPath(folder, name);
     PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(path));
     v1::FileNode& node = files->emplace_back();

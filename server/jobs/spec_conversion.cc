@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
+#include "proto/algorithm_field.h"
 #include "server/errors/status_details.h"
 
 namespace ptq {
@@ -47,28 +48,18 @@ std::string RuleText(const v1::ModuleRule& rule) {
 }
 
 absl::Status ConvertAlgorithm(const v1::QuantizationSpec& spec, JobSpec& result) {
-  switch (spec.algorithm_case()) {
-    case v1::QuantizationSpec::kRtn:
-      result.algorithm = Algorithm::kRtn;
-      if (!spec.rtn().scale_rule().empty()) {
-        auto rule = ParseScaleRule(spec.rtn().scale_rule());
-        if (!rule.ok()) return InvalidField("spec.rtn.scale_rule", Message(rule.status()));
-        result.scale_rule = *rule;
-      }
-      break;
-    case v1::QuantizationSpec::kOptRtn:
-      result.algorithm = Algorithm::kOptRtn;
-      break;
-    case v1::QuantizationSpec::kGptq:
-      result.algorithm = Algorithm::kGptq;
-      break;
-    case v1::QuantizationSpec::kAutoRound:
-      if (spec.auto_round().has_iterations()) result.iterations = spec.auto_round().iterations();
-      if (spec.auto_round().has_batch_size()) result.batch_size = spec.auto_round().batch_size();
-      break;
-    case v1::QuantizationSpec::ALGORITHM_NOT_SET:
-      break;
+  if (const std::string name = AlgorithmFieldName(spec); !name.empty()) {
+    auto algorithm = ParseAlgorithm(name);
+    if (!algorithm.ok()) return InvalidField("spec.algorithm", Message(algorithm.status()));
+    result.algorithm = *algorithm;
   }
+  if (!spec.rtn().scale_rule().empty()) {
+    auto rule = ParseScaleRule(spec.rtn().scale_rule());
+    if (!rule.ok()) return InvalidField("spec.rtn.scale_rule", Message(rule.status()));
+    result.scale_rule = *rule;
+  }
+  if (spec.auto_round().has_iterations()) result.iterations = spec.auto_round().iterations();
+  if (spec.auto_round().has_batch_size()) result.batch_size = spec.auto_round().batch_size();
   return absl::OkStatus();
 }
 

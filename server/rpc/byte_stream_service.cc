@@ -1,10 +1,9 @@
 #include "server/rpc/byte_stream_service.h"
 
-#include <malloc.h>
-
 #include <algorithm>
 #include <string>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_format.h"
 #include "common/sha256.h"
 #include "common/status_macros.h"
@@ -16,7 +15,6 @@ namespace ptq {
 namespace {
 
 constexpr int64_t kReadChunkBytes = int64_t{1} << 20;
-constexpr int64_t kTrimBytes = int64_t{32} << 20;
 
 absl::Status TooManyStreams(int limit) {
   return WithRetryDelay(WithReason(absl::ResourceExhaustedError(absl::StrFormat(
@@ -27,30 +25,11 @@ absl::Status TooManyStreams(int limit) {
 
 }  // namespace
 
-class ByteStreamServiceImpl::StreamSlot {
- public:
-  explicit StreamSlot(ByteStreamServiceImpl& service)
-      : service_(service), taken_(++service.streams_ <= service.max_streams_) {}
-  ~StreamSlot() {
-    // Without streams the heap that they used goes back: an idle server stays small.
-    if (--service_.streams_ == 0 && service_.bytes_since_trim_ >= kTrimBytes) {
-      service_.bytes_since_trim_ = 0;
-      ::malloc_trim(0);
-    }
-  }
-  StreamSlot(const StreamSlot&) = delete;
-  bool taken() const { return taken_; }
-
- private:
-  ByteStreamServiceImpl& service_;
-  const bool taken_;
-};
-
 grpc::Status ByteStreamServiceImpl::Read(
     grpc::ServerContext*, const google::bytestream::ReadRequest* request,
     grpc::ServerWriter<google::bytestream::ReadResponse>* writer) {
-  const StreamSlot slot(*this);
-  if (!slot.taken()) return ToGrpcStatus(TooManyStreams(max_streams_));
+  absl::Cleanup leave = [this] { --streams_; };
+  if (++streams_ > max_streams_) return ToGrpcStatus(TooManyStreams(max_streams_));
   return ToGrpcStatus(ReadBlob(*request, *writer));
 }
 
@@ -80,7 +59,6 @@ absl::Status ByteStreamServiceImpl::ReadBlob(
     if (full) digest.Update(data);
     if (!writer.Write(response)) return absl::CancelledError("the client went away");
     offset += count;
-    bytes_since_trim_ += count;
   }
   if (full && digest.FinishHex() != name.digest.hash()) {
     PTQ_RETURN_IF_ERROR(blobs_.ReportDamage(name.digest));
@@ -94,8 +72,8 @@ absl::Status ByteStreamServiceImpl::ReadBlob(
 grpc::Status ByteStreamServiceImpl::Write(
     grpc::ServerContext*, grpc::ServerReader<google::bytestream::WriteRequest>* reader,
     google::bytestream::WriteResponse* response) {
-  const StreamSlot slot(*this);
-  if (!slot.taken()) return ToGrpcStatus(TooManyStreams(max_streams_));
+  absl::Cleanup leave = [this] { --streams_; };
+  if (++streams_ > max_streams_) return ToGrpcStatus(TooManyStreams(max_streams_));
   return ToGrpcStatus(WriteBlob(*reader, *response));
 }
 
@@ -120,7 +98,6 @@ absl::Status ByteStreamServiceImpl::WriteBlob(
                                                   request.data().size(), kMaxChunkBytes));
     }
     PTQ_RETURN_IF_ERROR(upload->Append(request.write_offset(), request.data()));
-    bytes_since_trim_ += static_cast<int64_t>(request.data().size());
     if (request.finish_write()) {
       PTQ_RETURN_IF_ERROR(upload->Finish());
       response.set_committed_size(name.digest.size_bytes());

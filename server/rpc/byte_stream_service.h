@@ -34,13 +34,9 @@ class ByteStreamServiceImpl final : public google::bytestream::ByteStream::Servi
   absl::Status WriteBlob(grpc::ServerReader<google::bytestream::WriteRequest>& reader,
                          google::bytestream::WriteResponse& response);
 
-  // Counts a stream while it lives.
-  class StreamSlot;
-
   BlobStore& blobs_;
   const int max_streams_;
   std::atomic<int> streams_{0};
-  std::atomic<int64_t> bytes_since_trim_{0};
 };
 
 }  // namespace ptq

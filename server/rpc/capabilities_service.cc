@@ -11,14 +11,9 @@ namespace ptq {
 CapabilitiesServiceImpl::CapabilitiesServiceImpl(const std::vector<std::string>& model_roots,
                                                  int max_concurrent_jobs) {
   capabilities_.set_engine_version(ServerVersion());
-  for (const Algorithm algorithm :
-       {Algorithm::kAutoRound, Algorithm::kGptq, Algorithm::kOptRtn, Algorithm::kRtn}) {
-    capabilities_.add_algorithms(AlgorithmName(algorithm));
-  }
+  for (const char* name : kAlgorithmNames) capabilities_.add_algorithms(name);
   for (const std::string& type : SupportedModelTypes()) capabilities_.add_model_types(type);
-  for (const OutputFormat format : {OutputFormat::kAffine, OutputFormat::kDequantized}) {
-    capabilities_.add_output_formats(OutputFormatName(format));
-  }
+  for (const char* name : kOutputFormatNames) capabilities_.add_output_formats(name);
   for (int bits = 2; bits <= 8; ++bits) capabilities_.add_bits(bits);
   capabilities_.set_max_chunk_bytes(kMaxChunkBytes);
   capabilities_.set_max_page_size(kMaxPageSize);

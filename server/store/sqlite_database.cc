@@ -1,5 +1,8 @@
 #include "server/store/sqlite_database.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -7,6 +10,8 @@
 
 namespace ptq {
 namespace {
+
+constexpr off_t kReserveBytes = off_t{1} << 20;
 
 absl::Status SqliteError(sqlite3* connection, int code) {
   const std::string message =
@@ -89,7 +94,7 @@ absl::StatusOr<std::unique_ptr<SqliteDatabase>> SqliteDatabase::Open(const std::
       sqlite3_open_v2(path.c_str(), &connection,
                       SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
   // On failure too there is a connection to close.
-  std::unique_ptr<SqliteDatabase> database(new SqliteDatabase(connection));
+  std::unique_ptr<SqliteDatabase> database(new SqliteDatabase(connection, path + "-reserve"));
   if (code != SQLITE_OK) return SqliteError(connection, code);
   sqlite3_extended_result_codes(connection, 1);
   PTQ_RETURN_IF_ERROR(
@@ -98,6 +103,7 @@ absl::StatusOr<std::unique_ptr<SqliteDatabase>> SqliteDatabase::Open(const std::
                         "PRAGMA synchronous = FULL;"
                         "PRAGMA foreign_keys = ON;"
                         "PRAGMA cache_size = -4096;"));
+  database->TakeReserve();
   return database;
 }
 
@@ -131,7 +137,27 @@ void SqliteDatabase::TrimStatementCache(size_t limit) {
   statements_.clear();
 }
 
-absl::Status SqliteDatabase::InTransaction(absl::FunctionRef<absl::Status()> body) {
+// Without room for it the server goes on: the next transaction tries again.
+void SqliteDatabase::TakeReserve() {
+  if (reserved_) return;
+  const int file = ::open(reserve_path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  if (file < 0) return;
+  reserved_ = ::posix_fallocate(file, 0, kReserveBytes) == 0;
+  ::close(file);
+  if (!reserved_) ::unlink(reserve_path_.c_str());
+}
+
+absl::Status SqliteDatabase::InTransaction(absl::FunctionRef<absl::Status()> body,
+                                           DiskSpace space) {
+  if (space == DiskSpace::kFree) TakeReserve();
+  const absl::Status status = TryTransaction(body);
+  if (!absl::IsResourceExhausted(status) || space == DiskSpace::kFree || !reserved_) return status;
+  reserved_ = false;
+  if (::unlink(reserve_path_.c_str()) != 0) return status;
+  return TryTransaction(body);
+}
+
+absl::Status SqliteDatabase::TryTransaction(absl::FunctionRef<absl::Status()> body) {
   PTQ_RETURN_IF_ERROR(Execute("BEGIN IMMEDIATE"));
   absl::Status status = body();
   if (status.ok()) status = Execute("COMMIT");

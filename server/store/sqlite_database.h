@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -45,9 +46,15 @@ class SqliteStatement {
   int bind_error_ = SQLITE_OK;
 };
 
+// Whose space a transaction may take when the disk is full. kReserved: for what must be recorded
+// all the same (a job's end) or frees space (a deletion).
+enum class DiskSpace { kFree, kReserved };
+
 // Thread-compatible: the owner's mutex guards it. The connection is the only one to its file,
 // opened in exclusive locking mode, with WAL and synchronous=FULL: a commit that returned survives
 // a power loss, and the WAL-reset race of SQLite before 3.51.3 needs a second connection.
+// PATH-reserve keeps 1 MiB of the disk for DiskSpace::kReserved; it is given up when a transaction
+// needs it, and taken back before the next one that does not.
 class SqliteDatabase {
  public:
   static absl::StatusOr<std::unique_ptr<SqliteDatabase>> Open(const std::string& path);
@@ -60,16 +67,23 @@ class SqliteDatabase {
   // `sql` is one of our own constants or put together from them; values are always bound.
   absl::StatusOr<SqliteStatement> Prepare(const std::string& sql);
   // BEGIN IMMEDIATE, `body`, COMMIT; or ROLLBACK if either failed.
-  absl::Status InTransaction(absl::FunctionRef<absl::Status()> body);
+  // `body` runs a second time if the disk was full and the reserve could be given up.
+  absl::Status InTransaction(absl::FunctionRef<absl::Status()> body,
+                             DiskSpace space = DiskSpace::kFree);
   // Finalizes the cached statements if there are more than `limit`; none may be in use.
   void TrimStatementCache(size_t limit);
   // Rows changed by the last statement.
   int64_t changes() const { return sqlite3_changes(connection_); }
 
  private:
-  explicit SqliteDatabase(sqlite3* connection) : connection_(connection) {}
+  SqliteDatabase(sqlite3* connection, std::string reserve_path)
+      : connection_(connection), reserve_path_(std::move(reserve_path)) {}
+  absl::Status TryTransaction(absl::FunctionRef<absl::Status()> body);
+  void TakeReserve();
 
   sqlite3* connection_;
+  const std::string reserve_path_;
+  bool reserved_ = false;
   std::map<std::string, sqlite3_stmt*> statements_;
 };
 

@@ -370,7 +370,8 @@ absl::Status SqliteJobStore::UpdateJob(const JobRecord& record,
                                        const std::vector<v1::JobEvent>& events,
                                        const std::vector<v1::FileNode>* artifacts) {
   absl::MutexLock lock(&mutex_);
-  return database_->InTransaction([&]() -> absl::Status {
+  const bool progress = record.job.state() == v1::QuantizationJob::RUNNING;
+  const auto update = [&]() -> absl::Status {
     mutex_.AssertHeld();
     {
       PTQ_ASSIGN_OR_RETURN(auto statement, database_->Prepare("DELETE FROM jobs "
@@ -381,7 +382,8 @@ absl::Status SqliteJobStore::UpdateJob(const JobRecord& record,
     PTQ_RETURN_IF_ERROR(WriteJobRow(record));
     PTQ_RETURN_IF_ERROR(AppendEvents(record, events));
     return artifacts == nullptr ? absl::OkStatus() : ReplaceArtifacts(record, *artifacts);
-  });
+  };
+  return database_->InTransaction(update, progress ? DiskSpace::kFree : DiskSpace::kReserved);
 }
 
 absl::Status SqliteJobStore::WriteJobRow(const JobRecord& record) {
@@ -593,30 +595,33 @@ absl::StatusOr<std::vector<std::string>> SqliteJobStore::DeleteJob(const std::st
                                                                    const std::string& id) {
   absl::MutexLock lock(&mutex_);
   std::vector<std::string> hashes;
-  const absl::Status done = database_->InTransaction([&]() -> absl::Status {
-    mutex_.AssertHeld();
-    {
-      PTQ_ASSIGN_OR_RETURN(
-          auto running,
-          database_->Prepare(absl::StrFormat(
-              "SELECT 1 FROM jobs WHERE tenant = ? AND id = ? AND state NOT IN %s", kEndedStates)));
-      PTQ_ASSIGN_OR_RETURN(const bool unfinished, running.BindText(tenant).BindText(id).Step());
-      if (unfinished) {
-        return WrongState(JobOwner(id), "JOB_NOT_ENDED",
-                          "the job has not ended; cancel it before deleting it");
-      }
-    }
-    for (const char* sql : {"DELETE FROM job_labels WHERE tenant = ? AND job = ?",
-                            "DELETE FROM job_events WHERE tenant = ? AND job = ?",
-                            "DELETE FROM artifacts WHERE tenant = ? AND job = ?",
-                            "DELETE FROM jobs WHERE tenant = ? AND id = ?"}) {
-      PTQ_ASSIGN_OR_RETURN(auto statement, database_->Prepare(sql));
-      PTQ_RETURN_IF_ERROR(statement.BindText(tenant).BindText(id).Run());
-    }
-    if (database_->changes() == 0) return absl::NotFoundError(JobOwner(id));
-    PTQ_ASSIGN_OR_RETURN(hashes, DropReferences(tenant, JobOwner(id)));
-    return absl::OkStatus();
-  });
+  const absl::Status done = database_->InTransaction(
+      [&]() -> absl::Status {
+        mutex_.AssertHeld();
+        {
+          PTQ_ASSIGN_OR_RETURN(
+              auto running,
+              database_->Prepare(absl::StrFormat(
+                  "SELECT 1 FROM jobs WHERE tenant = ? AND id = ? AND state NOT IN %s",
+                  kEndedStates)));
+          PTQ_ASSIGN_OR_RETURN(const bool unfinished, running.BindText(tenant).BindText(id).Step());
+          if (unfinished) {
+            return WrongState(JobOwner(id), "JOB_NOT_ENDED",
+                              "the job has not ended; cancel it before deleting it");
+          }
+        }
+        for (const char* sql : {"DELETE FROM job_labels WHERE tenant = ? AND job = ?",
+                                "DELETE FROM job_events WHERE tenant = ? AND job = ?",
+                                "DELETE FROM artifacts WHERE tenant = ? AND job = ?",
+                                "DELETE FROM jobs WHERE tenant = ? AND id = ?"}) {
+          PTQ_ASSIGN_OR_RETURN(auto statement, database_->Prepare(sql));
+          PTQ_RETURN_IF_ERROR(statement.BindText(tenant).BindText(id).Run());
+        }
+        if (database_->changes() == 0) return absl::NotFoundError(JobOwner(id));
+        PTQ_ASSIGN_OR_RETURN(hashes, DropReferences(tenant, JobOwner(id)));
+        return absl::OkStatus();
+      },
+      DiskSpace::kReserved);
   PTQ_RETURN_IF_ERROR(done);
   return hashes;
 }

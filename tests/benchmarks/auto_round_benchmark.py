@@ -38,7 +38,11 @@ def calibration_windows():
 def run_peer(iterations, device, windows_file):
     """One run of the peer in this process; prints its block loop's seconds."""
     import torch
-    from auto_round import AutoRound
+    try:
+        from auto_round import AutoRound
+    except ImportError as error:
+        sys.exit(f"{error}: run tools/setup.sh peers and "
+                 ".venv/bin/pip install --no-deps -r deploy/requirements-benchmarks.txt")
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
     # No attention mask: a 4-D one would send the peer's attention down a slower path.

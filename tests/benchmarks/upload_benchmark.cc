@@ -1,6 +1,6 @@
 // Megabytes a second of one upload over loopback, digest checked and durable before the reply.
 //
-// upload_benchmark [--megabytes 1024] [--rounds 3] [--data-dir DIR]
+// upload_benchmark [--megabytes 1024] [--rounds 3] [--data-dir DIR] [--server HOST:PORT]
 // Prints one JSON object: the rate of each round, their median, the resident memory of the process
 // before and after, the CPU time a gigabyte (it matters when others use the machine), and how fast
 // the same folder takes plain writes with an fsync every 64 MiB: on a slow disk that is the limit,
@@ -118,33 +118,39 @@ double PlainWrite(const std::string& folder, size_t chunks) {
   return static_cast<double>(chunks * kChunk) / 1e6 / seconds;
 }
 
-int Main(const std::string& data_dir, size_t megabytes, int rounds) {
+int Main(const std::string& data_dir, std::string address, size_t megabytes, int rounds) {
   const std::string folder = absl::StrCat(data_dir, "/ptq-upload-benchmark-", ::getpid());
-  ServerOptions options;
-  options.data_dir = folder;
-  options.listen = "127.0.0.1:0";
-  auto server = Server::Start(options, std::make_unique<ChildProcessLauncher>("/bin/false"));
-  if (!server.ok()) {
-    fprintf(stderr, "%s\n", server.status().ToString().c_str());
-    return 1;
+  std::unique_ptr<Server> server;
+  if (address.empty()) {
+    ServerOptions options;
+    options.data_dir = folder;
+    options.listen = "127.0.0.1:0";
+    auto started = Server::Start(options, std::make_unique<ChildProcessLauncher>("/bin/false"));
+    if (!started.ok()) {
+      fprintf(stderr, "%s\n", started.status().ToString().c_str());
+      return 1;
+    }
+    server = *std::move(started);
+    address = server->address();
   }
   Json result = Json::object();
   result["idle_rss_kb"] = ResidentKilobytes();
+  MakeDirectories(folder).IgnoreError();
   result["plain_write_mb_per_s"] = PlainWrite(folder, megabytes);
   std::vector<double> rates;
   double cpu_seconds = 0;
+  const auto seed = static_cast<uint64_t>(absl::ToUnixMillis(absl::Now()) & 0xffffff);
   for (int round = 0; round < rounds; ++round) {
-    rates.push_back(
-        Upload((*server)->address(), static_cast<uint64_t>(round + 1), megabytes, &cpu_seconds));
+    rates.push_back(Upload(address, seed + static_cast<uint64_t>(round), megabytes, &cpu_seconds));
   }
   result["upload_mb_per_s"] = rates;
   std::sort(rates.begin(), rates.end());
   result["upload_median_mb_per_s"] = rates[rates.size() / 2];
-  // Both ends together: what the rate would be limited by on one idle core each is half of it.
+  // Both ends together; when others use the machine too this says more than the rate.
   result["cpu_seconds_per_gb"] =
       cpu_seconds * 1e9 / (static_cast<double>(rounds) * static_cast<double>(megabytes * kChunk));
   result["rss_after_kb"] = ResidentKilobytes();
-  (*server)->Stop();
+  if (server != nullptr) server->Stop();
   RemoveTree(folder).IgnoreError();
   printf("%s", DumpJsonPretty(result).c_str());
   return rates.front() > 0 ? 0 : 1;
@@ -156,13 +162,15 @@ int Main(const std::string& data_dir, size_t megabytes, int rounds) {
 int main(int argc, char** argv) {
   ptq::TuneAllocatorForStreams();
   std::string data_dir = "/tmp";
+  std::string server;
   size_t megabytes = 1024;
   int rounds = 3;
   CLI::App app("Measures one upload over loopback");
   app.add_option("--data-dir", data_dir, "Folder on the disk to measure");
+  app.add_option("--server", server, "A running ptqd to measure instead of one of its own");
   app.add_option("--megabytes", megabytes, "Size of the blob in MiB")
       ->check(CLI::Range(1, 1 << 16));
   app.add_option("--rounds", rounds, "Uploads")->check(CLI::Range(1, 100));
   CLI11_PARSE(app, argc, argv);
-  return ptq::Main(data_dir, megabytes, rounds);
+  return ptq::Main(data_dir, server, megabytes, rounds);
 }

@@ -18,13 +18,12 @@ namespace ptq {
 namespace {
 
 using ::ptq::testing::FakeServer;
+using ::ptq::testing::kJob;
 using ::ptq::testing::ScratchFolder;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
-
-constexpr char kJob[] = "tenants/default/quantizationJobs/j1";
 
 class CommandsTest : public ::testing::Test {
  protected:

@@ -24,6 +24,8 @@
 
 namespace ptq::testing {
 
+inline constexpr char kJob[] = "tenants/default/quantizationJobs/j1";
+
 // What the server has and what it will do. Tests fill it before they call.
 struct FakeState {
   std::mutex mutex;

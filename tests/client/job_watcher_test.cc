@@ -18,6 +18,7 @@ namespace {
 
 using ::ptq::testing::FakeServer;
 using ::ptq::testing::IsOk;
+using ::ptq::testing::kJob;
 using ::ptq::testing::StatusIs;
 using ::testing::_;
 using ::testing::DoAll;
@@ -26,8 +27,6 @@ using ::testing::HasSubstr;
 using ::testing::Return;
 using ::testing::SetArgPointee;
 using ::testing::SizeIs;
-
-constexpr char kJob[] = "tenants/default/quantizationJobs/j1";
 
 class Recorder : public JobObserver {
  public:

@@ -19,6 +19,7 @@ namespace {
 
 using ::ptq::testing::FakeServer;
 using ::ptq::testing::IsOk;
+using ::ptq::testing::kJob;
 using ::ptq::testing::RecordingObserver;
 using ::ptq::testing::ScratchFolder;
 using ::ptq::testing::StatusIs;
@@ -26,8 +27,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
-
-constexpr char kJob[] = "tenants/default/quantizationJobs/j1";
 
 std::string Bytes(size_t size) {
   std::string bytes(size, '\0');

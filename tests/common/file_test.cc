@@ -1,4 +1,5 @@
-// Atomic writes leave a whole file or none, reads past the end are errors, hostile names are refused.
+// Atomic writes leave a whole file or none, reads past the end are errors, hostile names are
+// refused.
 #include "common/file.h"
 
 #include <gtest/gtest.h>
@@ -48,8 +49,10 @@ TEST_F(FileTest, ReadingPastTheEndNamesTheFile) {
 }
 
 TEST_F(FileTest, MissingAndIrregularFiles) {
-  EXPECT_THAT(ReadableFile::Open(folder_ + "/none"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("none")));
-  EXPECT_THAT(ReadableFile::Open(folder_), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("regular")));
+  EXPECT_THAT(ReadableFile::Open(folder_ + "/none"),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("none")));
+  EXPECT_THAT(ReadableFile::Open(folder_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("regular")));
 }
 
 TEST_F(FileTest, ReadFileRefusesMoreThanItsLimit) {

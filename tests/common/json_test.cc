@@ -15,11 +15,13 @@ using testing::IsOk;
 using testing::StatusIs;
 
 void ExpectRefused(const std::string& text, const std::string& why) {
-  EXPECT_THAT(ParseJson(text), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(why))) << text;
+  EXPECT_THAT(ParseJson(text), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(why)))
+      << text;
 }
 
 TEST(JsonTest, KeepsValuesAndOrder) {
-  PTQ_ASSERT_OK_AND_ASSIGN(const Json json, ParseJson(R"({"b":[1,-2,3.5,null,true],"a":{"x":"ü"}})"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const Json json,
+                           ParseJson(R"({"b":[1,-2,3.5,null,true],"a":{"x":"ü"}})"));
   EXPECT_EQ(DumpJson(json), R"({"b":[1,-2,3.5,null,true],"a":{"x":"ü"}})");
 }
 
@@ -55,12 +57,14 @@ TEST(JsonTest, FieldsNameThemselves) {
   EXPECT_EQ(*JsonInt(json, "none", 7), 7);
   EXPECT_EQ(*JsonDouble(json, "f"), 0.5);
   EXPECT_THAT(JsonInt(json, "s"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"s\"")));
-  EXPECT_THAT(JsonString(json, "n"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"n\"")));
+  EXPECT_THAT(JsonString(json, "n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"n\"")));
 }
 
 TEST(Utf8Test, AcceptsUnicodeAndRefusesOverlongFormsAndSurrogates) {
   EXPECT_TRUE(IsValidUtf8("a\xc3\xbc\xe2\x82\xac\xf0\x9f\x98\x80"));
-  for (const char* bad : {"\xff", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xc3"}) {
+  for (const char* bad :
+       {"\xff", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xc3"}) {
     EXPECT_FALSE(IsValidUtf8(bad));
   }
 }

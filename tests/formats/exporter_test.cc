@@ -102,7 +102,7 @@ INSTANTIATE_TEST_SUITE_P(
     [](const ::testing::TestParamInfo<Scheme>& test) { return test.param.name; });
 
 TEST_F(ExporterTest, GoldenTensors) {
-  // formats.md §13.1.
+  // Computed by torchao 0.18.
   WriteSource(true);
   const QuantizationScheme scheme = {.bits = 4, .group_size = 32, .symmetric = false};
   const ExportPlan plan = testing::PlanFor(source_, scheme);

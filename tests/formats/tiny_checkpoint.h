@@ -20,7 +20,7 @@
 
 namespace ptq::testing {
 
-// Two blocks; q_proj is [32, 64], as formats.md's golden data need it.
+// Two blocks; q_proj is [32, 64], as the golden data need it.
 inline Json TinyConfig(bool tied) {
   return {{"architectures", {"LlamaForCausalLM"}},
           {"model_type", "llama"},

@@ -1,4 +1,4 @@
-// The strings that torchao and transformers read, literally (formats.md §4.2, §4.4).
+// The strings that torchao and transformers read, literally (torchao 0.18).
 #include "formats/torchao_metadata.h"
 
 #include <gtest/gtest.h>

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-TOOL = Path(os.environ["PTQ_BUILD_DIR"]) / "bin" / "model_logits_tool"
+TOOL = Path(os.environ["PTQ_BUILD_DIR"]) / "tests" / "model_logits_tool"
 EXAMPLE = Path(os.environ["PTQ_SOURCE_DIR"]) / "examples" / "wikilm-llama-6m"
 BOUND = 1e-4
 SMALL = dict(vocab_size=160, hidden_size=96, intermediate_size=144, num_hidden_layers=3,

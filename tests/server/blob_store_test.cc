@@ -11,26 +11,20 @@
 #include <memory>
 #include <string>
 
-#include "common/sha256.h"
 #include "server/store/sqlite_job_store.h"
 #include "tests/client/scratch_folder.h"
+#include "tests/server/digest_of.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ptq {
 namespace {
 
+using testing::DigestOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using testing::IsOk;
 using ::testing::SizeIs;
 using testing::StatusIs;
-
-v1::Digest DigestOf(const std::string& content) {
-  v1::Digest digest;
-  digest.set_hash(Sha256Hex(content));
-  digest.set_size_bytes(static_cast<int64_t>(content.size()));
-  return digest;
-}
 
 class BlobStoreTest : public ::testing::Test {
  protected:

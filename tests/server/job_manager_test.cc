@@ -264,6 +264,18 @@ TEST_F(JobManagerTest, AWorkerThatDoesNotObeyIsKilled) {
   EXPECT_TRUE(worker->killed());
 }
 
+TEST_F(JobManagerTest, AJobThatFinishesWhileCancellingKeepsItsResult) {
+  const std::string id = SubmitId();
+  auto worker = launcher_.AwaitWorker(1);
+  worker->set_stubborn();
+  Await(id, Job::RUNNING);
+  ASSERT_THAT(manager_->Cancel(kTenant, id, ""), IsOk());
+  EXPECT_TRUE(worker->AwaitStopRequest());
+  worker->Succeed();
+  Await(id, Job::SUCCEEDED);
+  EXPECT_THAT(States(id), ElementsAre("QUEUED", "PENDING", "RUNNING", "CANCELLING", "SUCCEEDED"));
+}
+
 TEST_F(JobManagerTest, AStaleEtagIsAborted) {
   const std::string id = SubmitId();
   const std::string etag = Get(id).etag();

@@ -20,7 +20,7 @@ using testing::IsOk;
 using testing::StatusIs;
 using Job = v1::QuantizationJob;
 
-// As service.md tells it, written down a second time.
+// The same table, written down a second time.
 const std::set<std::pair<std::string, std::string>> kLegal = {
     {"QUEUED", "PENDING"},       {"QUEUED", "CANCELLING"},  {"PENDING", "RUNNING"},
     {"PENDING", "QUEUED"},       {"PENDING", "FAILED"},     {"PENDING", "CANCELLING"},

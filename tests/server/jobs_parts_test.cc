@@ -8,6 +8,7 @@
 
 #include "common/file.h"
 #include "google/rpc/error_details.pb.h"
+#include "proto/algorithm_field.h"
 #include "server/errors/status_details.h"
 #include "server/jobs/job_logs.h"
 #include "server/jobs/model_roots.h"
@@ -19,6 +20,7 @@
 #include "server/rpc/report_conversion.h"
 #include "tests/client/scratch_folder.h"
 #include "tests/testing/status_matchers.h"
+#include "worker/spec/job_spec.h"
 
 namespace ptq {
 namespace {
@@ -59,6 +61,21 @@ TEST(ResourceNamesTest, UploadsNeedUuidDigestAndSize) {
                 StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("resource_name")))
         << bad;
   }
+}
+
+TEST(SpecConversionTest, EveryAlgorithmHasItsFieldInTheApi) {
+  for (const char* name : kAlgorithmNames) {
+    v1::QuantizationSpec spec;
+    spec.set_model("tenants/default/models/m");
+    spec.set_calibration_dataset("tenants/default/datasets/d");
+    ASSERT_TRUE(SetAlgorithmField(name, spec)) << name;
+    EXPECT_EQ(AlgorithmFieldName(spec), name);
+    PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec converted, ToJobSpec(spec));
+    EXPECT_EQ(converted.algorithm, *ParseAlgorithm(name));
+  }
+  v1::QuantizationSpec unset;
+  EXPECT_EQ(AlgorithmFieldName(unset), "");
+  for (const char* other : {"", "scheme", "magic"}) EXPECT_FALSE(SetAlgorithmField(other, unset));
 }
 
 TEST(ListenAddressTest, LoopbackOnly) {

@@ -15,7 +15,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/file.h"
-#include "common/sha256.h"
 #include "google/bytestream/bytestream.grpc.pb.h"
 #include "ptq/v1/blob_store.grpc.pb.h"
 #include "ptq/v1/capabilities.grpc.pb.h"
@@ -24,6 +23,7 @@
 #include "ptq/v1/quantization_service.grpc.pb.h"
 #include "server/server.h"
 #include "tests/client/scratch_folder.h"
+#include "tests/server/digest_of.h"
 #include "tests/server/fake_launcher.h"
 #include "tests/server/tiny_model.h"
 #include "tests/testing/status_matchers.h"
@@ -31,6 +31,7 @@
 namespace ptq {
 namespace {
 
+using testing::DigestOf;
 using ::testing::HasSubstr;
 using testing::IsOk;
 using ::testing::SizeIs;
@@ -39,13 +40,6 @@ using Job = v1::QuantizationJob;
 
 constexpr char kParent[] = "tenants/default";
 constexpr char kUuid[] = "123e4567-e89b-42d3-a456-426614174000";
-
-v1::Digest DigestOf(const std::string& content) {
-  v1::Digest digest;
-  digest.set_hash(Sha256Hex(content));
-  digest.set_size_bytes(static_cast<int64_t>(content.size()));
-  return digest;
-}
 
 template <typename Detail>
 Detail DetailOf(const grpc::Status& status) {

@@ -12,11 +12,13 @@
 #include "common/sha256.h"
 #include "server/store/proto_time.h"
 #include "tests/client/scratch_folder.h"
+#include "tests/server/digest_of.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ptq {
 namespace {
 
+using testing::DigestOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -25,17 +27,10 @@ using testing::StatusIs;
 
 const absl::Time kNow = absl::FromUnixSeconds(1'800'000'000);
 
-v1::Digest MakeDigest(const std::string& content) {
-  v1::Digest digest;
-  digest.set_hash(Sha256Hex(content));
-  digest.set_size_bytes(static_cast<int64_t>(content.size()));
-  return digest;
-}
-
 v1::FileNode MakeFile(const std::string& path, const std::string& content) {
   v1::FileNode file;
   file.set_path(path);
-  *file.mutable_digest() = MakeDigest(content);
+  *file.mutable_digest() = DigestOf(content);
   return file;
 }
 
@@ -207,8 +202,8 @@ TEST_F(SqliteJobStoreTest, ARequestIdMakesOneJob) {
 }
 
 TEST_F(SqliteJobStoreTest, BlobsLiveAsLongAsSomethingNamesThem) {
-  const v1::Digest shared = MakeDigest("shared");
-  const v1::Digest lonely = MakeDigest("lonely");
+  const v1::Digest shared = DigestOf("shared");
+  const v1::Digest lonely = DigestOf("lonely");
   for (const v1::Digest& digest : {shared, lonely}) {
     ASSERT_THAT(store_->AddBlob("default", digest, kNow), IsOk());
   }
@@ -229,7 +224,7 @@ TEST_F(SqliteJobStoreTest, BlobsLiveAsLongAsSomethingNamesThem) {
 }
 
 TEST_F(SqliteJobStoreTest, OneTenantsBlobsAreMissingForAnother) {
-  const v1::Digest digest = MakeDigest("secret");
+  const v1::Digest digest = DigestOf("secret");
   ASSERT_THAT(store_->AddBlob("default", digest, kNow), IsOk());
   PTQ_ASSERT_OK_AND_ASSIGN(const auto missing, store_->MissingBlobs("other", {digest}, kNow));
   EXPECT_EQ(missing.size(), 1u);
@@ -263,12 +258,12 @@ TEST_F(SqliteJobStoreTest, InputsInUseCannotGo) {
 }
 
 TEST_F(SqliteJobStoreTest, StaleBlobsAreTheUnnamedAndUnused) {
-  ASSERT_THAT(store_->AddBlob("default", MakeDigest("old"), kNow - absl::Hours(30)), IsOk());
-  ASSERT_THAT(store_->AddBlob("default", MakeDigest("asked"), kNow - absl::Hours(30)), IsOk());
-  ASSERT_THAT(store_->MissingBlobs("default", {MakeDigest("asked")}, kNow), IsOk());
+  ASSERT_THAT(store_->AddBlob("default", DigestOf("old"), kNow - absl::Hours(30)), IsOk());
+  ASSERT_THAT(store_->AddBlob("default", DigestOf("asked"), kNow - absl::Hours(30)), IsOk());
+  ASSERT_THAT(store_->MissingBlobs("default", {DigestOf("asked")}, kNow), IsOk());
   PTQ_ASSERT_OK_AND_ASSIGN(const auto stale, store_->StaleBlobs(kNow - absl::Hours(24)));
   ASSERT_EQ(stale.size(), 1u);
-  EXPECT_EQ(stale[0].second, MakeDigest("old").hash());
+  EXPECT_EQ(stale[0].second, DigestOf("old").hash());
 }
 
 }  // namespace

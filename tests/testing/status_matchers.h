@@ -38,9 +38,9 @@ MATCHER_P2(StatusIs, code, message_matcher, "") {
   PTQ_ASSERT_OK_IMPL(PTQ_TEST_CONCAT(ptq_test_status_or_, __LINE__), lhs, expr)
 #define PTQ_TEST_CONCAT_INNER(a, b) a##b
 #define PTQ_TEST_CONCAT(a, b) PTQ_TEST_CONCAT_INNER(a, b)
-#define PTQ_ASSERT_OK_IMPL(tmp, lhs, expr)            \
-  auto tmp = (expr);                                  \
-  ASSERT_TRUE(tmp.ok()) << tmp.status().ToString();   \
+#define PTQ_ASSERT_OK_IMPL(tmp, lhs, expr)          \
+  auto tmp = (expr);                                \
+  ASSERT_TRUE(tmp.ok()) << tmp.status().ToString(); \
   lhs = std::move(tmp).value()
 
 #endif  // PTQ_TESTS_TESTING_STATUS_MATCHERS_H_

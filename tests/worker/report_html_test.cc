@@ -1,4 +1,5 @@
-// The page is whole for a full report, for one without evaluation or losses, and hostile names stay text.
+// The page is whole for a full report, for one without evaluation or losses, and hostile names stay
+// text.
 #include "worker/report_html.h"
 
 #include <gmock/gmock.h>

@@ -1,6 +1,5 @@
 #include "worker/spec/job_spec.h"
 
-#include <array>
 #include <cstdint>
 #include <iterator>
 
@@ -22,12 +21,6 @@ constexpr int64_t kMaxWindows = 1 << 24;
 constexpr int64_t kMaxWindowLength = 1 << 20;
 constexpr int64_t kMaxCalibrationTokens = int64_t{1} << 36;
 constexpr size_t kMaxRules = 10'000;
-
-// Names in the order of the enum.
-constexpr std::array<const char*, 4> kAlgorithms = {"auto-round", "gptq", "opt-rtn", "rtn"};
-constexpr std::array<const char*, 3> kDevices = {"auto", "cpu", "cuda"};
-constexpr std::array<const char*, 2> kFormats = {"affine", "dequantized"};
-constexpr std::array<const char*, 2> kScaleRules = {"full-range", "torchao"};
 
 template <typename Enum, size_t N>
 absl::StatusOr<Enum> ParseName(const std::array<const char*, N>& names, const std::string& name) {
@@ -133,23 +126,25 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
 }  // namespace
 
 const char* AlgorithmName(Algorithm algorithm) {
-  return kAlgorithms[static_cast<size_t>(algorithm)];
+  return kAlgorithmNames[static_cast<size_t>(algorithm)];
 }
-const char* DeviceName(DeviceChoice device) { return kDevices[static_cast<size_t>(device)]; }
-const char* OutputFormatName(OutputFormat format) { return kFormats[static_cast<size_t>(format)]; }
-const char* ScaleRuleName(ScaleRule rule) { return kScaleRules[static_cast<size_t>(rule)]; }
+const char* DeviceName(DeviceChoice device) { return kDeviceNames[static_cast<size_t>(device)]; }
+const char* OutputFormatName(OutputFormat format) {
+  return kOutputFormatNames[static_cast<size_t>(format)];
+}
+const char* ScaleRuleName(ScaleRule rule) { return kScaleRuleNames[static_cast<size_t>(rule)]; }
 
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name) {
-  return ParseName<Algorithm>(kAlgorithms, name);
+  return ParseName<Algorithm>(kAlgorithmNames, name);
 }
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name) {
-  return ParseName<DeviceChoice>(kDevices, name);
+  return ParseName<DeviceChoice>(kDeviceNames, name);
 }
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name) {
-  return ParseName<OutputFormat>(kFormats, name);
+  return ParseName<OutputFormat>(kOutputFormatNames, name);
 }
 absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name) {
-  return ParseName<ScaleRule>(kScaleRules, name);
+  return ParseName<ScaleRule>(kScaleRuleNames, name);
 }
 
 Json JobSpecToJson(const JobSpec& spec) {

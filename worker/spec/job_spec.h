@@ -4,6 +4,7 @@
 #ifndef PTQ_WORKER_SPEC_JOB_SPEC_H_
 #define PTQ_WORKER_SPEC_JOB_SPEC_H_
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -16,14 +17,19 @@
 
 namespace ptq {
 
+// Names stand in the order of the enum. Flags, API and capabilities follow these lists.
 enum class Algorithm { kAutoRound, kGptq, kOptRtn, kRtn };
-enum class DeviceChoice { kAuto, kCpu, kCuda };
+inline constexpr std::array kAlgorithmNames = {"auto-round", "gptq", "opt-rtn", "rtn"};
 enum class OutputFormat { kAffine, kDequantized };
+inline constexpr std::array kOutputFormatNames = {"affine", "dequantized"};
+enum class DeviceChoice { kAuto, kCpu, kCuda };
+inline constexpr std::array kDeviceNames = {"auto", "cpu", "cuda"};
+inline constexpr std::array kScaleRuleNames = {"full-range", "torchao"};
 
-const char* AlgorithmName(Algorithm algorithm);     // "auto-round", "gptq", "opt-rtn", "rtn"
-const char* DeviceName(DeviceChoice device);        // "auto", "cpu", "cuda"
-const char* OutputFormatName(OutputFormat format);  // "affine", "dequantized"
-const char* ScaleRuleName(ScaleRule rule);          // "full-range", "torchao"
+const char* AlgorithmName(Algorithm algorithm);
+const char* DeviceName(DeviceChoice device);
+const char* OutputFormatName(OutputFormat format);
+const char* ScaleRuleName(ScaleRule rule);
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name);
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name);
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name);

@@ -181,8 +181,8 @@ TEST(RoundingParameters, TiedSidesBothStep) {
   RoundingParameters parameters(weight, at::kFloat, scheme);
   parameters.FakeQuantize(at::empty_like(weight));
   Rates rates;
-  // The tie's scale is negative: 0.5 is -8 s, and -0.5 is clamped to 7 s, which grows with a smaller
-  // range.
+  // The tie's scale is negative: 0.5 is -8 s, and -0.5 is clamped to 7 s, which grows with a
+  // smaller range.
   parameters.Step(at::tensor({0.0F, -1.0F, 0.0F, 0.0F}).view({1, 4}), rates.get());
   EXPECT_FLOAT_EQ(parameters.alpha().item<float>(), 1.0F - kRate);
   EXPECT_FLOAT_EQ(parameters.beta().item<float>(), 1.0F - kRate);
