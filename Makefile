@@ -26,7 +26,7 @@ check:                   ## formatting and the include table, nothing else
 	python3 tests/include_rules_test.py
 
 bench: build             ## the README's figures, measured here (an hour on two cores)
-	tools/setup.sh peers
+	tools/setup.sh benchmarks
 	.venv/bin/python tests/benchmarks/run_all.py --build $(BUILD)
 
 gpu-test:                ## on a machine with an NVIDIA GPU: build with CUDA, GPU tests, GPU figures

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what a build needs and is not there yet: Debian packages, a .venv with pinned wheels, cargo.
-#   tools/setup.sh [base | peers | cuda]
-# base   what building and the demo need
-# peers  and the wheels that the Python interop tests compare with
-# cuda   and NVIDIA's compiler from PyPI, for the CUDA part
+#   tools/setup.sh [base | peers | benchmarks | cuda]
+# base         what building and the demo need
+# peers        and the wheels that the Python interop tests compare with
+# benchmarks   and what auto-round's tuner imports, to be timed
+# cuda         and NVIDIA's compiler from PyPI, for the CUDA part
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-base}
@@ -40,6 +41,7 @@ case $what in
   base) ;;
   # auto-round would bring its data sets' stack, which its formulas and its tuner don't need.
   peers) install_wheels peers; install_wheels peers-no-deps --no-deps ;;
+  benchmarks) install_wheels peers; install_wheels peers-no-deps --no-deps; install_wheels benchmarks --no-deps ;;
   cuda) install_wheels cuda ;;
   *) say "unknown part '$what'"; exit 2 ;;
 esac

@@ -41,8 +41,7 @@ def run_peer(iterations, device, windows_file):
     try:
         from auto_round import AutoRound
     except ImportError as error:
-        sys.exit(f"{error}: run tools/setup.sh peers and "
-                 ".venv/bin/pip install --no-deps -r deploy/requirements-benchmarks.txt")
+        sys.exit(f"{error}: run tools/setup.sh benchmarks")
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
     # No attention mask: a 4-D one would send the peer's attention down a slower path.
