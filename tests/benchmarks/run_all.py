@@ -15,7 +15,7 @@ def main():
     build = (ROOT / parser.parse_args().build).resolve()
     worker = ["--worker", build / "bin" / "ptq-worker"]
     steps = {
-        "upload on loopback": [build / "tests" / "upload_benchmark"],
+        "upload on loopback": [build / "tests" / "upload_benchmark", "--data-dir", "/dev/shm"],
         "peak memory": [sys.executable, HERE / "memory_benchmark.py", "--build", build],
         "Auto-Round against the peer": [sys.executable, HERE / "auto_round_benchmark.py", "--iterations", "20", *worker],
         "quality": [sys.executable, HERE / "quality_benchmark.py", *worker],
