@@ -31,13 +31,14 @@ th:first-child,td:first-child{text-align:left}tr:last-child td{border-bottom:0}t
 .grid td{border:2px solid var(--card);border-radius:6px;font-size:.82rem}.grid td:first-child,.grid th:first-child{text-align:left;color:var(--dim);white-space:nowrap}
 .curves{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(190px,1fr))}.curves h3{font-size:.85rem;margin:0;
 font-weight:600;overflow-wrap:anywhere}.curves p{margin:2px 0 0;color:var(--dim);font-size:.8rem;font-variant-numeric:tabular-nums}
-svg{display:block;width:100%;height:auto}svg text{fill:var(--dim);font-size:13px}.axis{stroke:var(--line);stroke-width:1}
+svg{display:block;width:100%;height:auto}.ticks{display:flex;justify-content:space-between;color:var(--dim);font-size:.8rem}.histogram svg{height:170px}.axis{stroke:var(--line);stroke-width:1}
 .bar{fill:var(--accent)}.curve{fill:none;stroke:var(--accent);stroke-width:1.2;opacity:.35}.best{fill:none;stroke:var(--accent);stroke-width:2}
 .warnings{background:var(--warn-bg);border:1px solid var(--warn-line);border-radius:10px;padding:10px 14px 10px 32px;margin:16px 0}
 details{margin-top:12px}summary{cursor:pointer;color:var(--accent)}pre{overflow-x:auto;font:12.5px/1.45 ui-monospace,Menlo,Consolas,monospace}
 .digest{font:12px ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere;white-space:normal;text-align:left}
 .legend{display:flex;flex-wrap:wrap;gap:6px 14px;margin:10px 0 0;color:var(--dim);font-size:.82rem}.legend i{display:inline-block;width:12px;
 height:12px;border-radius:3px;margin-right:5px;vertical-align:-1px}
+@media(max-width:520px){main{padding:16px 10px 40px}th,td{padding:5px 6px}.panel{padding:8px}.card b{font-size:1.15rem}}
 )";
 
 std::string Escape(const std::string& text) {
@@ -108,6 +109,13 @@ std::string Bytes(std::optional<double> bytes) {
   if (*bytes >= 1e9) return absl::StrFormat("%.2f GB", *bytes / 1e9);
   if (*bytes >= 1e6) return absl::StrFormat("%.1f MB", *bytes / 1e6);
   return absl::StrFormat("%.0f kB", *bytes / 1e3);
+}
+
+std::string Count(std::optional<double> count) {
+  if (!count) return "–";
+  if (*count >= 1e9) return absl::StrFormat("%.2f B", *count / 1e9);
+  if (*count >= 1e6) return absl::StrFormat("%.2f M", *count / 1e6);
+  return absl::StrFormat("%.0f", *count);
 }
 
 std::string Seconds(std::optional<double> seconds) {
@@ -209,7 +217,7 @@ std::string SummaryCards(const Json& report) {
   out += Card(Figure(Number(report, {"size", "bits_per_weight"})), "bits a quantized weight");
   out += Card(Bytes(Number(report, {"size", "before_bytes"})) + " → " +
                   Bytes(Number(report, {"size", "after_bytes"})),
-              "quantized weights, packed");
+              "all weights, codes packed");
   out += Card(Seconds(Number(report, {"timing", "total_seconds"})), "in all");
   return out + "</div>\n";
 }
@@ -262,10 +270,12 @@ std::string KldHistogram(const Json& report) {
   if (largest <= 0) return "";
   const double low = *Number(*histogram, {"log10_min"});
   const double high = *Number(*histogram, {"log10_max"});
-  constexpr double kWidth = 720, kHeight = 180, kBase = 156;
+  constexpr double kWidth = 720, kBase = 156;
   std::string svg = absl::StrFormat(
-      "<svg viewBox=\"0 0 %g %g\" role=\"img\" aria-label=\"Histogram of KL divergence\">\n",
-      kWidth, kHeight);
+      "<div class=\"histogram\"><svg viewBox=\"0 0 %g %g\" preserveAspectRatio=\"none\" "
+      "role=\"img\" "
+      "aria-label=\"Histogram of KL divergence\">\n",
+      kWidth, kBase);
   const double step = kWidth / static_cast<double>(counts.size());
   for (size_t i = 0; i < counts.size(); ++i) {
     if (!counts[i].is_number()) continue;
@@ -278,13 +288,13 @@ std::string KldHistogram(const Json& report) {
   }
   svg += absl::StrFormat("<line class=\"axis\" x1=\"0\" y1=\"%g\" x2=\"%g\" y2=\"%g\"/>\n", kBase,
                          kWidth, kBase);
-  for (int tick = static_cast<int>(std::ceil(low)); tick <= high; tick += 2) {
-    const double x = kWidth * (tick - low) / (high - low);
-    const char* anchor = x < 20 ? "start" : x > kWidth - 20 ? "end" : "middle";
-    svg += absl::StrFormat("<text x=\"%.1f\" y=\"174\" text-anchor=\"%s\">1e%d</text>\n", x, anchor,
-                           tick);
+  // Outside the picture, so that the text keeps its size whatever the width.
+  svg += "</svg><div class=\"ticks\">";
+  constexpr int kTicks = 6;
+  for (int i = 0; i < kTicks; ++i) {
+    svg += absl::StrFormat("<span>1e%.3g</span>", low + (high - low) * i / (kTicks - 1));
   }
-  svg += "</svg>";
+  svg += "</div></div>";
   return Section("Where the divergence lies",
                  "Positions of the evaluation text by their KL divergence (log scale, nats).",
                  Panel(svg));
@@ -332,16 +342,18 @@ std::string LossCurves(const Json& report) {
 
 std::string ErrorAgainstRtn(const Json& report) {
   bool any = false;
-  const std::string grid = ModuleGrid(Array(report, "blocks"), [&any](const Json& module) {
+  bool fallback = false;
+  const std::string grid = ModuleGrid(Array(report, "blocks"), [&](const Json& module) {
     const auto error = Number(module, {"output_mse"});
     const auto rtn = Number(module, {"rtn_output_mse"});
     if (!error || !rtn || *rtn <= 0) return std::string("<td>–</td>");
     any = true;
+    const bool fell_back = !Text(module, {"fallback_reason"}).empty();
+    fallback = fallback || fell_back;
     const double ratio = *error / *rtn;
     return absl::StrFormat("<td%s title=\"%s: output error %s, by rtn %s\">%.2f%s</td>",
                            RatioStyle(ratio), Escape(Text(module, {"name"})), Figure(error),
-                           Figure(rtn), ratio,
-                           Text(module, {"fallback_reason"}).empty() ? "" : " *");
+                           Figure(rtn), ratio, fell_back ? " *" : "");
   });
   if (!any) return "";
   return Section(
@@ -351,8 +363,8 @@ std::string ErrorAgainstRtn(const Json& report) {
       Panel(grid) +
           "<div class=\"legend\"><span><i style=\"background:var(--good)\"></i>better than "
           "rtn</span>"
-          "<span><i style=\"background:var(--bad)\"></i>worse</span><span>* fell back, see the "
-          "table below</span></div>\n");
+          "<span><i style=\"background:var(--bad)\"></i>worse</span>" +
+          (fallback ? "<span>* fell back, see the table of all layers</span>" : "") + "</div>\n");
 }
 
 std::string BitsMap(const Json& report) {
@@ -414,16 +426,17 @@ std::string Provenance(const Json& report) {
            Panel("<pre>" + Escape(DumpJsonPretty(*spec)) + "</pre>") + "</details>\n";
   }
   std::string digests;
-  for (const char* side : {"inputs", "outputs"}) {
-    const Json* files = At(report, {"digests", side});
-    if (files == nullptr || !files->is_object()) continue;
-    for (const auto& [path, digest] : files->items()) {
-      digests += "<tr><td>" + std::string(side) + ": " + Escape(path) +
-                 "</td><td class=\"digest\">" +
-                 Escape(digest.is_string() ? digest.get<std::string>() : DumpJson(digest)) +
-                 "</td></tr>\n";
+  const auto add = [&digests](const std::string& name, const Json& file) {
+    digests += "<tr><td>" + Escape(name) + "</td><td class=\"digest\">" +
+               Escape(Text(file, {"sha256"})) + "</td></tr>\n";
+  };
+  if (const Json* inputs = At(report, {"inputs"})) {
+    for (const Json& file : Array(*inputs, "model")) add("model: " + Text(file, {"path"}), file);
+    for (const char* role : {"calibration", "evaluation"}) {
+      if (const Json* file = At(*inputs, {role})) add(role, *file);
     }
   }
+  for (const Json& file : Array(report, "outputs")) add("output: " + Text(file, {"path"}), file);
   if (!digests.empty()) {
     out += "<details><summary>SHA-256 of inputs and outputs</summary>" +
            Panel("<table>" + digests + "</table>") + "</details>\n";
@@ -446,16 +459,19 @@ std::string Warnings(const Json& report) {
 }  // namespace
 
 std::string RenderHtmlReport(const Json& report) {
+  // A server links every checkpoint as "model", which says nothing.
   std::string model = Text(report, {"model", "name"});
-  if (model.empty()) model = "model";
+  if (model.empty() || model == "model") model = Text(report, {"model", "architecture"});
   const auto bits = Number(report, {"spec", "bits"});
   const std::string method = Text(report, {"spec", "algorithm"});
   const std::string group = Text(report, {"spec", "group_size"});
   const std::string kind =
       Text(report, {"spec", "asymmetric"}) == "true" ? "asymmetric" : "symmetric";
-  const std::string subtitle =
-      absl::StrFormat("%s, %s bits, group size %s, %s", Escape(method),
-                      bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind);
+  const std::string subtitle = absl::StrFormat(
+      "%s, %s bits, group size %s, %s · %s parameters in %s blocks, %s", Escape(method),
+      bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind,
+      Count(Number(report, {"model", "parameters"})),
+      Escape(Text(report, {"model", "block_count"})), Escape(Text(report, {"model", "dtype"})));
   return "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
          "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>" +
          Escape(model) + ": quantization report</title>\n<style>" + kStyle +

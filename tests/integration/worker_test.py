@@ -94,6 +94,15 @@ def test_the_result_digest_is_reproducible_with_sha256sum(tiny_model, tmp_path):
     assert line.split()[0] == worker.events[-1]["result_digest"]
 
 
+def test_the_page_lists_the_digests_of_all_inputs_and_outputs(tiny_model, tmp_path):
+    worker = run(tmp_path / "out", spec_of(tiny_model, None, algorithm="rtn", group_size=32))
+    page = (worker.output / "report.html").read_text()
+    report = json.loads((worker.output / "report.json").read_bytes())
+    assert report["result_digest"] == worker.events[-1]["result_digest"]
+    for file in report["inputs"]["model"] + report["outputs"]:
+        assert file["path"] in page and file["sha256"] in page
+
+
 @pytest.mark.parametrize("algorithm", ["rtn", "opt-rtn", "gptq", "auto-round"])
 def test_every_algorithm_reports_errors_evaluates_and_repeats_its_bytes(tiny_model, tmp_path, algorithm):
     text = tmp_path / "evaluation.txt"

@@ -17,6 +17,9 @@ using ::testing::Not;
 
 constexpr char kReport[] = R"({
   "engine_version": "0.1.0", "model": {"name": "tiny<b>"},
+  "inputs": {"model": [{"path": "config.json", "sha256": "aa11"}],
+    "calibration": {"sha256": "bb22"}, "evaluation": {"sha256": "cc33"}},
+  "outputs": [{"path": "model-00001-of-00002.safetensors", "sha256": "dd44"}],
   "spec": {"algorithm": "auto-round", "bits": 4, "group_size": 128, "asymmetric": false},
   "evaluation": {"baseline": {"perplexity": 20.0},
     "quantized": {"perplexity": 21.0, "mean_kld": 0.05, "top1_agreement": 0.9,
@@ -46,6 +49,14 @@ TEST(ReportHtmlTest, ShowsEveryPartOfAFullReport) {
   EXPECT_THAT(html, HasSubstr(">0.50</td>")) << "output error over rtn's";
   EXPECT_THAT(html, HasSubstr("8 bits, channel, symmetric"));
   EXPECT_THAT(html, HasSubstr("no tokens"));
+  EXPECT_THAT(html, HasSubstr("1e-8</span>"));
+  EXPECT_THAT(html, HasSubstr("1e2</span>"));
+  for (const char* digest : {"aa11", "bb22", "cc33", "dd44"}) EXPECT_THAT(html, HasSubstr(digest));
+}
+
+TEST(ReportHtmlTest, AServersLinkIsNoTitle) {
+  EXPECT_THAT(Render(R"({"model": {"name": "model", "architecture": "LlamaForCausalLM"}})"),
+              HasSubstr("<h1>LlamaForCausalLM</h1>"));
 }
 
 TEST(ReportHtmlTest, TextFromInputsIsEscapedAndNothingIsFetched) {
