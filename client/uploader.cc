@@ -75,6 +75,8 @@ absl::StatusOr<std::vector<v1::FileNode>> Uploader::Upload(const std::vector<Loc
   int64_t total_bytes = 0;
   for (const LocalFile& file : files) {
     auto opened = ReadableFile::Open(file.path);
+    // What is no regular file is wrong usage; one that vanished is the local disk's matter.
+    if (absl::IsInvalidArgument(opened.status())) return opened.status();
     if (!opened.ok()) return LocalError(opened.status());
     total_bytes += opened->size();
   }

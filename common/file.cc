@@ -52,7 +52,8 @@ absl::Status ErrnoStatus(int errno_value, const std::string& context) {
 }
 
 absl::StatusOr<ReadableFile> ReadableFile::Open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: a pipe without a writer is refused below instead of waited for.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return ErrnoStatus(errno, path);
   struct stat info;
   if (::fstat(fd, &info) != 0) {

@@ -3,6 +3,7 @@
 #include "common/file.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <string>
 
@@ -53,6 +54,10 @@ TEST_F(FileTest, MissingAndIrregularFiles) {
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("none")));
   EXPECT_THAT(ReadableFile::Open(folder_),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("regular")));
+  ASSERT_EQ(::mkfifo((folder_ + "/pipe").c_str(), 0600), 0);
+  EXPECT_THAT(ReadableFile::Open(folder_ + "/pipe"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("regular")))
+      << "and does not wait for a writer";
 }
 
 TEST_F(FileTest, ReadFileRefusesMoreThanItsLimit) {
