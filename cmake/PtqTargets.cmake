@@ -66,7 +66,7 @@ function(ptq_py_test name file)
   if(NOT PTQ_BUILD_TESTS)
     return()
   endif()
-  add_test(NAME ${name} COMMAND ${PTQ_PYTHON} -m pytest -q -p no:cacheprovider
+  add_test(NAME ${name} COMMAND ${PTQ_PYTHON} -m pytest -q -s -p no:cacheprovider
            ${PROJECT_SOURCE_DIR}/${file})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 1800
     ENVIRONMENT "PTQ_BUILD_DIR=${PROJECT_BINARY_DIR};PTQ_SOURCE_DIR=${PROJECT_SOURCE_DIR};HF_HUB_OFFLINE=1;TRANSFORMERS_OFFLINE=1;PYTHONDONTWRITEBYTECODE=1")

@@ -149,7 +149,7 @@ class PtqServer final : public Server {
 
 void TuneAllocatorForStreams() {
   ::mallopt(M_MMAP_THRESHOLD, 8 << 20);
-  ::mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  ::mallopt(M_TRIM_THRESHOLD, 8 << 20);
   ::mallopt(M_ARENA_MAX, 4);
 }
 
