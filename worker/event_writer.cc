@@ -41,7 +41,9 @@ void EventWriter::TryWrite(JobEvent event) {
 }
 
 void EventWriter::WriteLocked(JobEvent event) {
-  if (broken_) return;
+  if (broken_ || ended_) return;
+  ended_ = event.type == JobEvent::Type::kSucceeded || event.type == JobEvent::Type::kFailed ||
+           event.type == JobEvent::Type::kCancelled;
   event.sequence = ++sequence_;
   event.time = absl::Now();
   if (WriteAll(fd_, DumpJson(JobEventToJson(event)) + "\n")) return;

@@ -20,7 +20,8 @@ class EventWriter {
   // any more: without a listener the job should stop and be resumed by whoever comes next.
   EventWriter(int fd, std::function<void()> on_broken);
 
-  // Gives the event its sequence number and time, and writes it.
+  // Gives the event its sequence number and time, and writes it. Nothing is written after the event
+  // that ends the job: of a run that ends while it is being stopped, the first word counts.
   void Write(JobEvent event);
   // As Write, but gives up if another thread is inside Write: for the last words of a process that
   // is about to be ended whatever it does.
@@ -39,6 +40,7 @@ class EventWriter {
   std::mutex mutex_;
   int64_t sequence_ = 0;
   bool broken_ = false;
+  bool ended_ = false;
   std::string last_phase_;
   std::chrono::steady_clock::time_point last_phase_time_;
 };

@@ -75,6 +75,16 @@ TEST_F(EventWriterTest, DropsPhasesInQuickSuccessionButNotTheLast) {
   EXPECT_EQ(events.back().phase, "export");
 }
 
+TEST_F(EventWriterTest, NothingFollowsTheEnd) {
+  EventWriter writer(ends_[1], {});
+  JobEvent end;
+  end.type = JobEvent::Type::kCancelled;
+  writer.Write(end);
+  writer.TryWrite(end);
+  writer.Phase("export", 1);
+  EXPECT_THAT(ReadAll(), SizeIs(1));
+}
+
 TEST_F(EventWriterTest, TellsOnceThatNobodyListens) {
   int broken = 0;
   EventWriter writer(ends_[1], [&broken] { ++broken; });
