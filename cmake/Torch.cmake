@@ -18,11 +18,17 @@ foreach(lib c10 torch_cpu)
   set_target_properties(ptq::${lib} PROPERTIES IMPORTED_LOCATION ${PTQ_TORCH_ROOT}/lib/lib${lib}.so
     IMPORTED_NO_SONAME ON)
 endforeach()
+# at::parallel_for is a template: without -fopenmp it runs in one thread. The wheel's own OpenMP library
+# is linked, so that our loops run in ATen's threads.
+add_library(ptq::torch_openmp SHARED IMPORTED)
+set_target_properties(ptq::torch_openmp PROPERTIES
+  IMPORTED_LOCATION ${PTQ_TORCH_ROOT}/lib/libgomp.so.1)
 add_library(ptq_torch INTERFACE)
+target_compile_options(ptq_torch INTERFACE -fopenmp)
 add_library(ptq::torch ALIAS ptq_torch)
 target_include_directories(ptq_torch SYSTEM INTERFACE ${PTQ_TORCH_ROOT}/include
   ${PTQ_TORCH_ROOT}/include/torch/csrc/api/include)
-target_link_libraries(ptq_torch INTERFACE ptq::torch_cpu ptq::c10)
+target_link_libraries(ptq_torch INTERFACE ptq::torch_cpu ptq::c10 ptq::torch_openmp)
 target_link_options(ptq_torch INTERFACE "-Wl,-rpath,${PTQ_TORCH_ROOT}/lib" "-Wl,--enable-new-dtags"
   "-Wl,-rpath-link,${PTQ_TORCH_ROOT}/lib")
 
