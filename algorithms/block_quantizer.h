@@ -36,11 +36,12 @@ struct QuantizedLinear {
 
 struct QuantizedBlock {
   std::vector<std::optional<QuantizedLinear>> linears;  // by linear index
-  // Block reconstruction losses, mean squared error over unmasked tokens; empty where the algorithm
-  // has none. `loss_curve` has one value a step, of that step's batch.
+  // Block reconstruction losses by the algorithm's measure over unmasked tokens; empty where it has
+  // none. `loss_curve` has one value a step, of that step's batch.
   std::optional<double> loss_first;
   std::optional<double> loss_best;
   std::vector<float> loss_curve;
+  double search_seconds = 0;  // of the search for scales, where tuning begins with one
 };
 
 // Implementations keep no state between calls but their options, and are not thread-safe: one job,

@@ -95,9 +95,10 @@ at::Tensor Windows(const std::vector<int64_t>& ids, int64_t samples, int64_t len
   return windows;
 }
 
-// `input_ids` of a safetensors file, the first `samples` rows (0: all), cut to `length`.
+// `input_ids` of a safetensors file, the first `samples` rows (0: all) and up to `extra` more, cut to
+// `length`.
 absl::StatusOr<TokenWindows> LoadTokens(const std::string& path, const ModelConfig& config,
-                                        int64_t samples, int64_t length) {
+                                        int64_t samples, int64_t length, int64_t extra) {
   PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(path));
   PTQ_ASSIGN_OR_RETURN(const auto header, ReadSafetensorsHeader(file));
   const auto found = std::find_if(header.tensors.begin(), header.tensors.end(),
@@ -113,11 +114,12 @@ absl::StatusOr<TokenWindows> LoadTokens(const std::string& path, const ModelConf
   }
   const int64_t rows = found->shape[0];
   const int64_t columns = found->shape[1];
-  const int64_t wanted = samples == 0 ? rows : samples;
+  const int64_t least = samples == 0 ? rows : samples;
+  const int64_t wanted = std::max(least, std::min(least + extra, rows));
   if (columns < length || rows < wanted || wanted == 0) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%s: input_ids holds %d samples of %d tokens; %d of %d were asked for",
-                        path, rows, columns, std::max<int64_t>(wanted, 1), length));
+                        path, rows, columns, std::max<int64_t>(least, 1), length));
   }
   const int64_t element = DTypeBits(found->dtype) / 8;
   std::vector<char> bytes(static_cast<size_t>(wanted * columns * element));
@@ -138,7 +140,7 @@ absl::StatusOr<TokenWindows> LoadTokens(const std::string& path, const ModelConf
 absl::StatusOr<TokenWindows> LoadCalibrationText(const std::string& path, DatasetKind kind,
                                                  const std::string& model_folder,
                                                  const ModelConfig& config, int64_t samples,
-                                                 int64_t length) {
+                                                 int64_t length, int64_t extra) {
   PTQ_ASSIGN_OR_RETURN(const auto tokenizer, OpenTokenizer(model_folder));
   PTQ_ASSIGN_OR_RETURN(const int64_t eos, EosToken(model_folder, config, *tokenizer));
   const size_t needed = static_cast<size_t>(samples * length);
@@ -154,7 +156,7 @@ absl::StatusOr<TokenWindows> LoadCalibrationText(const std::string& path, Datase
     PTQ_RETURN_IF_ERROR(add(text));
   } else {
     PTQ_ASSIGN_OR_RETURN(auto lines, JsonLinesReader::Open(path));
-    while (ids.size() < needed) {
+    while (ids.size() < needed + static_cast<size_t>(extra * length)) {
       auto document = lines.Next();
       if (!document.ok()) return Annotate(document.status(), path);
       if (!document->has_value()) break;
@@ -168,7 +170,9 @@ absl::StatusOr<TokenWindows> LoadCalibrationText(const std::string& path, Datase
         path, ids.size(), samples, length));
   }
   PTQ_RETURN_IF_ERROR(CheckIds(ids, config));
-  return TokenWindows{Windows(ids, samples, length), static_cast<int64_t>(ids.size())};
+  const int64_t complete = static_cast<int64_t>(ids.size()) / length;
+  return TokenWindows{Windows(ids, std::min(samples + extra, complete), length),
+                      static_cast<int64_t>(ids.size())};
 }
 
 absl::StatusOr<std::string> EvaluationText(const std::string& path, DatasetKind kind) {
@@ -199,13 +203,13 @@ absl::Status CheckSizes(int64_t samples, int64_t smallest, int64_t length) {
 absl::StatusOr<TokenWindows> LoadCalibrationWindows(const std::string& path,
                                                     const std::string& model_folder,
                                                     const ModelConfig& config, int64_t samples,
-                                                    int64_t length) {
-  PTQ_RETURN_IF_ERROR(CheckSizes(samples, 1, length));
+                                                    int64_t length, int64_t extra) {
+  PTQ_RETURN_IF_ERROR(CheckSizes(samples + extra, 1, length));
   PTQ_ASSIGN_OR_RETURN(const DatasetKind kind, KindOf(path));
   return CatchTorchErrors(path, [&] {
     return kind == DatasetKind::kTokens
-               ? LoadTokens(path, config, samples, length)
-               : LoadCalibrationText(path, kind, model_folder, config, samples, length);
+               ? LoadTokens(path, config, samples, length, extra)
+               : LoadCalibrationText(path, kind, model_folder, config, samples, length, extra);
   });
 }
 
@@ -216,7 +220,7 @@ absl::StatusOr<TokenWindows> LoadEvaluationWindows(const std::string& path,
   PTQ_RETURN_IF_ERROR(CheckSizes(samples, 0, length));
   PTQ_ASSIGN_OR_RETURN(const DatasetKind kind, KindOf(path));
   return CatchTorchErrors(path, [&]() -> absl::StatusOr<TokenWindows> {
-    if (kind == DatasetKind::kTokens) return LoadTokens(path, config, samples, length);
+    if (kind == DatasetKind::kTokens) return LoadTokens(path, config, samples, length, 0);
     PTQ_ASSIGN_OR_RETURN(const auto tokenizer, OpenTokenizer(model_folder));
     PTQ_ASSIGN_OR_RETURN(const std::string text, EvaluationText(path, kind));
     PTQ_ASSIGN_OR_RETURN(const std::vector<int64_t> ids, tokenizer->Encode(text));

@@ -63,8 +63,11 @@ at::ScalarType ChooseComputeDtype(at::Device device, at::ScalarType stored) {
   return stored == at::kBFloat16 && native_bfloat16 ? at::kBFloat16 : at::kFloat;
 }
 
-at::Tensor LanguageModelHead::Logits(const at::Tensor& hidden) const {
-  const at::Tensor normalized = RmsNorm(hidden, norm_weight, rms_norm_eps);
+at::Tensor LanguageModelHead::Normalize(const at::Tensor& hidden) const {
+  return RmsNorm(hidden, norm_weight, rms_norm_eps);
+}
+
+at::Tensor LanguageModelHead::Project(const at::Tensor& normalized) const {
   if (normalized.is_cuda() && normalized.scalar_type() != at::kFloat) {
     // Products of half-precision values summed and kept in float32.
     std::vector<int64_t> shape = normalized.sizes().vec();

@@ -29,8 +29,12 @@ at::ScalarType ChooseComputeDtype(at::Device device, at::ScalarType stored);
 // Final norm and language-model head.
 class LanguageModelHead {
  public:
-  // hidden [..., D] -> logits [..., V] in float32.
-  at::Tensor Logits(const at::Tensor& hidden) const;
+  // hidden [..., D] -> logits [..., V] in float32: the two below.
+  at::Tensor Logits(const at::Tensor& hidden) const { return Project(Normalize(hidden)); }
+  // The final norm, [..., D] in the same dtype. Differentiable.
+  at::Tensor Normalize(const at::Tensor& hidden) const;
+  // Normalized states [..., D] -> logits [..., V] in float32.
+  at::Tensor Project(const at::Tensor& normalized) const;
 
   at::Tensor norm_weight;  // [D]
   at::Tensor head_weight;  // [V, D]; the embedding if tied

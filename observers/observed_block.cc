@@ -1,7 +1,11 @@
 #include "observers/observed_block.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 
@@ -36,24 +40,70 @@ std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at
   return observer.Finish();
 }
 
+// Outputs of all samples. `apply` sees those that are not held out alone, in the same micro-batches
+// whatever is held out.
+at::Tensor RunAll(const DecoderBlock& block, const at::Tensor& inputs, const RotaryTable& rotary,
+                  int64_t micro_batch, int64_t held_out, const LinearFunction& apply) {
+  const int64_t samples = inputs.size(0) - held_out;
+  at::Tensor outputs = at::empty_like(inputs, at::MemoryFormat::Contiguous);
+  at::Tensor seen = outputs.narrow(0, 0, samples);
+  RunBlockInto(block, inputs.narrow(0, 0, samples), rotary, micro_batch, apply, seen);
+  if (held_out > 0) {
+    at::Tensor unseen = outputs.narrow(0, samples, held_out);
+    RunBlockInto(block, inputs.narrow(0, samples, held_out), rotary, micro_batch, {}, unseen);
+  }
+  return outputs;
+}
+
+// Rows without a token that counts have no error.
+double MeanRelativeError(const at::Tensor& outputs, const at::Tensor& targets,
+                         const at::Tensor& mask) {
+  double sum = 0;
+  double count = 0;
+  for (int64_t sample = 0; sample < outputs.size(0); ++sample) {  // one in float32 at a time
+    const at::Tensor target = targets.select(0, sample).to(at::kFloat);
+    const at::Tensor error = (outputs.select(0, sample).to(at::kFloat) - target).square().sum(-1) /
+                             target.square().sum(-1).clamp_min(1e-30);
+    const at::Tensor counts = mask.select(0, sample).ne(0);
+    sum += at::where(counts, error, at::zeros_like(error)).sum(at::kDouble).item<double>();
+    count += counts.sum().item<double>();
+  }
+  return count > 0 ? sum / count : 0;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
-    const DecoderModel& model, const at::Tensor& ids, int64_t micro_batch) {
+    const DecoderModel& model, const at::Tensor& ids, int64_t micro_batch, int64_t held_out) {
   if (micro_batch < 1) {
     return absl::InvalidArgumentError(
         absl::StrFormat("a micro-batch of %d samples: it must be at least 1", micro_batch));
   }
   PTQ_ASSIGN_OR_RETURN(const at::Tensor hidden, model.Embed(ids));
+  if (held_out < 0 || held_out >= ids.size(0)) {
+    return absl::InvalidArgumentError(absl::StrFormat("%d of %d samples cannot be held out",
+                                                      held_out, ids.size(0)));
+  }
   return CatchTorchErrors(
       "block inputs", [&]() -> absl::StatusOr<std::unique_ptr<BlockInputObserver>> {
         std::unique_ptr<BlockInputObserver> observer(new BlockInputObserver);
-        observer->inputs_ = {hidden, hidden,
-                             LastPositionMask(ids.size(0), ids.size(1), hidden.device())};
+        observer->full_precision_ = hidden;
+        observer->quantized_ = hidden;
+        observer->held_out_ = held_out;
+        observer->inputs_.token_mask =
+            LastPositionMask(ids.size(0) - held_out, ids.size(1), hidden.device());
         observer->rotary_ = model.MakeRotaryTable(ids.size(1));
         observer->micro_batch_ = micro_batch;
+        observer->ShowInputs();
         return observer;
       });
+}
+
+void BlockInputObserver::ShowInputs() {
+  const int64_t samples = full_precision_.size(0) - held_out_;
+  inputs_.full_precision = full_precision_.narrow(0, 0, samples);
+  inputs_.quantized =
+      ChainsAreEqual() ? inputs_.full_precision : quantized_.narrow(0, 0, samples);
 }
 
 absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& block) {
@@ -65,34 +115,44 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
     observed.micro_batch = micro_batch_;
     if (ChainsAreEqual()) {
       LinearObserver observer(block);
-      observed.targets =
-          RunBlock(block, inputs_.full_precision, rotary_, micro_batch_, observer.Observe());
+      outputs_ = RunAll(block, full_precision_, rotary_, micro_batch_, held_out_,
+                        observer.Observe());
       observed.statistics = observer.Finish();
     } else {
-      observed.targets = RunBlock(block, inputs_.full_precision, rotary_, micro_batch_);
+      outputs_ = RunAll(block, full_precision_, rotary_, micro_batch_, held_out_, {});
       observed.statistics = ObserveLinears(block, inputs_.quantized, rotary_, micro_batch_);
     }
+    observed.targets = outputs_.narrow(0, 0, outputs_.size(0) - held_out_);
     return observed;
   });
 }
 
-absl::Status BlockInputObserver::Advance(const ObservedBlock& observed,
-                                         const std::vector<at::Tensor>& quantized_weights) {
-  const DecoderBlock& block = *observed.block;
+absl::StatusOr<ReconstructionError> BlockInputObserver::Replay(
+    const DecoderBlock& block, const std::vector<at::Tensor>& quantized_weights) {
+  PTQ_RETURN_IF_ERROR(CatchTorchErrors(block.name(), [&] {
+    outputs_ = RunAll(block, full_precision_, rotary_, micro_batch_, held_out_, {});
+    return absl::OkStatus();
+  }));
+  return Advance(block, quantized_weights);
+}
+
+absl::StatusOr<ReconstructionError> BlockInputObserver::Advance(
+    const DecoderBlock& block, const std::vector<at::Tensor>& quantized_weights) {
   if (quantized_weights.size() != block.linears().size()) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%s: %d quantized weights were given for %d linear layers", block.name(),
                         quantized_weights.size(), block.linears().size()));
   }
-  return CatchTorchErrors(block.name(), [&]() -> absl::Status {
+  return CatchTorchErrors(block.name(), [&]() -> absl::StatusOr<ReconstructionError> {
+    TORCH_CHECK(outputs_.defined(), "the block was not observed before its chains advance");
     const bool unchanged = std::none_of(quantized_weights.begin(), quantized_weights.end(),
                                         [](const at::Tensor& weight) { return weight.defined(); });
     if (ChainsAreEqual() && unchanged) {
-      inputs_.full_precision = observed.targets;
-      inputs_.quantized = observed.targets;
-      return absl::OkStatus();
+      full_precision_ = outputs_;
+      quantized_ = outputs_;
+      ShowInputs();
+      return ReconstructionError{};
     }
-    inputs_.full_precision = observed.targets;
     std::vector<at::Tensor> weights;
     for (size_t index = 0; index < quantized_weights.size(); ++index) {
       const at::Tensor& own = block.linears()[index].weight;
@@ -102,9 +162,28 @@ absl::Status BlockInputObserver::Advance(const ObservedBlock& observed,
     const LinearFunction apply = [&](size_t index, const at::Tensor& input) {
       return ApplyLinear(block.linears()[index], weights[index], input);
     };
-    RunBlockInto(block, inputs_.quantized, rotary_, micro_batch_, apply, inputs_.quantized);
-    return absl::OkStatus();
+    const int64_t samples = quantized_.size(0) - held_out_;
+    full_precision_ = outputs_;
+    at::Tensor seen = quantized_.narrow(0, 0, samples);
+    RunBlockInto(block, seen, rotary_, micro_batch_, apply, seen);
+    if (held_out_ > 0) {
+      at::Tensor unseen = quantized_.narrow(0, samples, held_out_);
+      RunBlockInto(block, unseen, rotary_, micro_batch_, apply, unseen);
+    }
+    ShowInputs();
+    return MeasureError();
   });
+}
+
+ReconstructionError BlockInputObserver::MeasureError() const {
+  if (held_out_ == 0) return {};
+  const int64_t samples = quantized_.size(0) - held_out_;
+  return {.calibration = MeanRelativeError(inputs_.quantized, inputs_.full_precision,
+                                           inputs_.token_mask),
+          .held_out = MeanRelativeError(
+              quantized_.narrow(0, samples, held_out_),
+              full_precision_.narrow(0, samples, held_out_),
+              LastPositionMask(held_out_, quantized_.size(1), quantized_.device()))};
 }
 
 }  // namespace ptq

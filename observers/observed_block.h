@@ -26,34 +26,59 @@ struct ObservedBlock {
       statistics;           // by linear index, from the full-precision block fed by
                             // the quantized chain; empty without calibration data
   int64_t micro_batch = 8;  // samples a forward pass
+  // What an error of the output costs the model (fisher_observer.h), and how many tokens it is the
+  // mean over. Undefined: not known.
+  at::Tensor fisher;  // [D, D] float32, CPU
+  int64_t fisher_tokens = 0;
+};
+
+// How far a quantized block's outputs are from the full-precision ones on their chains: mean over
+// unmasked tokens of |y - y*|² / |y*|².
+struct ReconstructionError {
+  double calibration = 0;  // on the samples that quantizers see
+  double held_out = 0;     // on those that they do not
 };
 
 // Holds the calibration samples' hidden states in front of the next block, and advances them.
 class BlockInputObserver {
  public:
-  // The inputs of the first block: the embedding of `ids` [S, T].
+  // The inputs of the first block: the embedding of `ids` [S + H, T]. The last H = `held_out`
+  // samples go through all blocks too, but neither `ObservedBlock` nor `inputs()` show them.
   static absl::StatusOr<std::unique_ptr<BlockInputObserver>> Create(const DecoderModel& model,
                                                                     const at::Tensor& ids,
-                                                                    int64_t micro_batch);
+                                                                    int64_t micro_batch,
+                                                                    int64_t held_out = 0);
 
   // Two passes over the samples (one while the chains are equal): targets on the full-precision
   // chain, statistics on the quantized one. The result borrows from `block` and from this observer
   // until Advance.
   absl::StatusOr<ObservedBlock> Observe(const DecoderBlock& block);
-  // Moves both chains behind the block: full precision to `observed.targets`, quantized through the
-  // block with `quantized_weights` (by linear index, rounded to the compute dtype; undefined: the
-  // block's own weight), into the memory that the quantized chain had. Of `observed` it needs the
-  // block and the targets. After an error the chains are of no use.
-  absl::Status Advance(const ObservedBlock& observed,
-                       const std::vector<at::Tensor>& quantized_weights);
+  // Moves both chains behind the block that was observed last: full precision to its targets,
+  // quantized through the block with `quantized_weights` (by linear index, rounded to the compute
+  // dtype; undefined: the block's own weight), into the memory that the quantized chain had.
+  // Returns the error behind the block; 0 without held-out samples. After an error status the
+  // chains are of no use.
+  absl::StatusOr<ReconstructionError> Advance(const DecoderBlock& block,
+                                              const std::vector<at::Tensor>& quantized_weights);
+  // The same for a block that needs no observing: its records are there already. The chains get the
+  // same bits.
+  absl::StatusOr<ReconstructionError> Replay(const DecoderBlock& block,
+                                             const std::vector<at::Tensor>& quantized_weights);
   const BlockInputs& inputs() const { return inputs_; }
   const RotaryTable& rotary() const { return rotary_; }
 
  private:
   BlockInputObserver() = default;
-  bool ChainsAreEqual() const { return inputs_.quantized.is_same(inputs_.full_precision); }
+  bool ChainsAreEqual() const { return quantized_.is_same(full_precision_); }
+  void ShowInputs();
+  ReconstructionError MeasureError() const;
 
-  BlockInputs inputs_;
+  // All samples, the held-out ones last.
+  at::Tensor full_precision_;
+  at::Tensor quantized_;
+  at::Tensor outputs_;  // of the block that was observed last, on the full-precision chain
+  int64_t held_out_ = 0;
+  BlockInputs inputs_;  // views of the first samples
   RotaryTable rotary_;
   int64_t micro_batch_ = 8;
 };

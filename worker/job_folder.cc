@@ -93,6 +93,7 @@ std::string JobFolder::StatePath(const std::string& name) const {
 }
 
 std::string JobFolder::record_folder() const { return StatePath("records"); }
+std::string JobFolder::fisher_folder() const { return StatePath("fisher"); }
 
 absl::StatusOr<std::unique_ptr<JobFolder>> JobFolder::Open(const std::string& path,
                                                            const JobIdentity& identity,
@@ -176,7 +177,7 @@ absl::Status JobFolder::OpenUnfinished(const JobIdentity& identity,
 
 absl::Status JobFolder::RemoveTemporaryFiles() {
   static const std::regex kTemporary(R"(.*\.tmp\.[0-9]+\.[0-9]+)");
-  for (const std::string& folder : {path_, JoinPath(path_, kState), record_folder()}) {
+  for (const std::string& folder : {path_, JoinPath(path_, kState), record_folder(), fisher_folder()}) {
     if (!IsDirectory(folder)) continue;
     PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder));
     for (const std::string& name : names) {

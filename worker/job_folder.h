@@ -5,6 +5,7 @@
 //   job.json           the job's identity (spec and input digests) and the environment of its
 //   numbers block-00000.json   block 0 is finished: its shard's name and SHA-256, and its part of
 //   the report records/           the records of formats whose shards do not hold them
+//   fisher/            the Fisher metrics that blocks are tuned by
 // A block's shard gets its name before its manifest does, both durably: a manifest never lies, at
 // worst a shard without one is written again. The finished folder holds no state, and its
 // report.json takes the place of job.json.
@@ -47,6 +48,7 @@ class JobFolder {
 
   const std::string& path() const { return path_; }
   std::string record_folder() const;
+  std::string fisher_folder() const;
   const std::vector<std::string>& warnings() const { return warnings_; }
 
   // report.json of a run that finished, all its outputs verified by digest; else nothing.

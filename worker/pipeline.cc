@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "algorithms/auto_round/auto_round.h"
 #include "algorithms/cuda/cuda_runtime.h"
 #include "algorithms/gptq/gptq.h"
@@ -19,6 +21,7 @@
 #include "common/status_macros.h"
 #include "common/status_util.h"
 #include "common/torch_status.h"
+#include "observers/fisher_observer.h"
 #include "worker/device.h"
 #include "worker/engine_version.h"
 #include "worker/evaluation.h"
@@ -47,12 +50,41 @@ class Stopwatch {
   std::chrono::steady_clock::time_point lap_ = start_;
 };
 
+// Of the outputs of all blocks that the Fisher pass keeps on the device; the rest goes to a file.
+constexpr int64_t kFisherHostBytes = int64_t{1} << 30;
+constexpr int64_t kFisherDeviceShare = 4;  // a quarter of a GPU's memory
+
+// Errors on held-out windows above those on calibration windows by more than this mean that the
+// tuning learned the calibration text.
+constexpr double kOverfitRatio = 1.1;
+
 // SplitMix64 (Steele et al. 2014): neighbouring blocks of neighbouring seeds get unrelated streams.
 uint64_t SplitMix64(uint64_t x) {
   x += 0x9e3779b97f4a7c15;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
   x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
   return x ^ (x >> 31);
+}
+
+// The learned-scale recipe, in any of its lengths.
+bool LearnsScales(const JobSpec& spec) {
+  return spec.algorithm == Algorithm::kAutoRound && spec.recipe != TuningRecipe::kPaper;
+}
+
+// Windows beside the calibration that show whether tuning generalizes: a tenth.
+int64_t HeldOutWindows(const JobSpec& spec) {
+  return LearnsScales(spec) ? (spec.samples + 9) / 10 : 0;
+}
+
+int64_t FisherWindows(const JobSpec& spec, int64_t width) {
+  if (!LearnsScales(spec) || spec.fisher_tokens == 0) return 0;
+  const int64_t tokens =
+      spec.fisher_tokens > 0 ? spec.fisher_tokens : std::max<int64_t>(16384, 16 * width);
+  return std::min(spec.samples, (tokens + spec.sequence_length - 1) / spec.sequence_length);
+}
+
+int64_t MicroBatch(const JobSpec& spec) {
+  return std::clamp<int64_t>(kForwardTokens / spec.sequence_length, 1, spec.samples);
 }
 
 uint64_t BlockSeed(uint64_t job_seed, int64_t block) {
@@ -63,7 +95,9 @@ std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
   switch (plan.spec.algorithm) {
     case Algorithm::kAutoRound: {
       AutoRoundOptions options;
-      options.iterations = plan.spec.iterations;
+      options.method = LearnsScales(plan.spec) ? AutoRoundMethod::kLearnedScale
+                                               : AutoRoundMethod::kPaper;
+      options.iterations = plan.spec.EffectiveIterations();
       options.batch_size = plan.spec.batch_size;
       return std::make_unique<AutoRoundBlockQuantizer>(plan.stored_dtype, options);
     }
@@ -110,6 +144,7 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   load_seconds_ = load_seconds;
   PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return Load(); }));
   load_seconds_ += total.Seconds();
+  PTQ_RETURN_IF_ERROR(ObserveFisher());
   PTQ_RETURN_IF_ERROR(QuantizeBlocks());
   observer_.reset();
 
@@ -126,19 +161,24 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
     evaluate_seconds_ = phase.Lap();
   }
 
+  const Json calibration = SummarizeCalibration();
   ReportInputs inputs{.plan = plan_,
                       .inputs = identity_.inputs,
                       .environment = identity_.environment,
                       .blocks = folder_.finished_blocks(),
+                      .calibration = calibration,
+                      .fisher_tokens = fisher_tokens_,
                       .evaluation = std::move(evaluation),
                       .outputs = outputs,
                       .warnings = warnings_,
                       .blocks_resumed = blocks_resumed_,
                       .load_seconds = load_seconds_,
+                      .fisher_seconds = fisher_seconds_,
                       .export_seconds = export_seconds_,
                       .evaluate_seconds = evaluate_seconds_,
                       .total_seconds = load_seconds + total.Seconds(),
                       .host_peak_bytes = HostPeakBytes(),
+                      .fisher_host_peak_bytes = fisher_host_peak_bytes_,
                       .device_peak_bytes = CudaPeakMemoryBytes()};
   const Json report = BuildReport(inputs);
   PTQ_RETURN_IF_ERROR(folder_.Finish(RenderHtmlReport(report), report));
@@ -162,14 +202,105 @@ absl::Status Pipeline::Load() {
   const auto finished = static_cast<int64_t>(folder_.finished_blocks().size());
   if (!spec.calibration.empty() && finished < model_->block_count()) {
     auto windows = LoadCalibrationWindows(spec.calibration, spec.model, config, spec.samples,
-                                          spec.sequence_length);
+                                          spec.sequence_length, HeldOutWindows(spec));
     if (!windows.ok()) return Annotate(windows.status(), "calibration");
     PTQ_RETURN_IF_ERROR(cancel_.Check());
-    const int64_t micro_batch =
-        std::clamp<int64_t>(kForwardTokens / spec.sequence_length, 1, spec.samples);
-    PTQ_ASSIGN_OR_RETURN(observer_, BlockInputObserver::Create(*model_, windows->ids, micro_batch));
+    calibration_windows_ = windows->ids;
+    PTQ_ASSIGN_OR_RETURN(
+        observer_, BlockInputObserver::Create(*model_, calibration_windows_, MicroBatch(spec),
+                                              calibration_windows_.size(0) - spec.samples));
   }
   return absl::OkStatus();
+}
+
+absl::Status Pipeline::ObserveFisher() {
+  const JobSpec& spec = plan_.spec;
+  const int64_t windows = FisherWindows(spec, plan_.inspection.config.hidden_size);
+  if (observer_ == nullptr || windows == 0) return absl::OkStatus();
+  fisher_tokens_ = windows * spec.sequence_length;
+  const Json identity = {{"tokens", fisher_tokens_}};
+  fisher_ = std::make_unique<FisherFiles>(folder_.fisher_folder(), model_->block_count(), identity);
+  if (fisher_->Complete()) return absl::OkStatus();
+  Stopwatch stopwatch;
+  events_.Phase("fisher", 0);
+  PTQ_RETURN_IF_ERROR(fisher_->StartOver());
+  // float16 has too little range for gradients of a whole model.
+  ComputeOptions compute = plan_.compute;
+  if (compute.dtype == at::kHalf) compute.dtype = at::kBFloat16;
+  PTQ_ASSIGN_OR_RETURN(const auto model,
+                       DecoderModel::Create(plan_.inspection.config, *reader_, compute));
+  FisherObserver observer(
+      *model, {.micro_batch = MicroBatch(spec),
+               .seed = BlockSeed(spec.seed, -1),
+               .device_bytes = compute.device.is_cpu() ? kFisherHostBytes
+                                                       : CudaDeviceMemoryBytes() / kFisherDeviceShare,
+               .scratch_folder = fisher_->folder()});
+  absl::Status status = observer.Observe(
+      calibration_windows_.narrow(0, 0, windows), cancel_,
+      [this](double fraction) { events_.Phase("fisher", fraction); },
+      [this](int64_t block, const at::Tensor& fisher) -> absl::Status {
+        if (!at::isfinite(fisher).all().item<bool>()) {
+          return absl::UnimplementedError("block " + std::to_string(block) +
+                                          ": the gradients are not finite");
+        }
+        return fisher_->Write(block, fisher);
+      });
+  if (status.ok()) status = fisher_->Finish();
+  if (absl::IsUnimplemented(status)) {
+    warnings_.push_back("There is no Fisher metric (" + Message(status) +
+                        "): blocks are tuned by the plain squared error.");
+    events_.Log("warning", warnings_.back());
+    fisher_.reset();
+    fisher_tokens_ = 0;
+    status = absl::OkStatus();
+  }
+  fisher_seconds_ += stopwatch.Seconds();
+  fisher_host_peak_bytes_ = HostPeakBytes();
+  ReleaseFreeHeap();
+  return status;
+}
+
+absl::Status Pipeline::ReadFisher(int64_t index, ObservedBlock& observed) {
+  if (fisher_ == nullptr) return absl::OkStatus();
+  absl::StatusOr<at::Tensor> fisher = fisher_->Read(index);
+  if (!fisher.ok()) {
+    warnings_.push_back(Message(fisher.status()) + ": computed again.");
+    events_.Log("warning", warnings_.back());
+    PTQ_RETURN_IF_ERROR(fisher_->StartOver());
+    PTQ_RETURN_IF_ERROR(ObserveFisher());
+    if (fisher_ == nullptr) return absl::OkStatus();
+    fisher = fisher_->Read(index);
+  }
+  if (!fisher.ok()) return fisher.status();
+  observed.fisher = *std::move(fisher);
+  observed.fisher_tokens = fisher_tokens_;
+  return absl::OkStatus();
+}
+
+Json Pipeline::SummarizeCalibration() {
+  const JobSpec& spec = plan_.spec;
+  if (spec.calibration.empty()) return nullptr;
+  const int64_t tokens = spec.samples * spec.sequence_length;
+  Json summary = {{"samples", spec.samples}, {"tokens", tokens}};
+  if (errors_.empty() || errors_.begin()->second.held_out == 0) return summary;
+  double log_ratio = 0;
+  summary["errors"] = Json::array();
+  for (const auto& [block, error] : errors_) {
+    log_ratio += std::log(error.held_out / error.calibration) / static_cast<double>(errors_.size());
+    summary["errors"].push_back({{"block", block},
+                                 {"calibration", error.calibration},
+                                 {"held_out", error.held_out}});
+  }
+  const double ratio = std::exp(log_ratio);
+  summary["held_out_samples"] = HeldOutWindows(spec);
+  summary["held_out_ratio"] = ratio;
+  if (ratio > kOverfitRatio) {
+    warnings_.push_back(absl::StrFormat(
+        "On text that was held out, errors behind the blocks are %.0f %% higher than on the %d "
+        "tokens that tuning saw: more calibration text (--samples) would lower the loss.",
+        100 * (ratio - 1), tokens));
+  }
+  return summary;
 }
 
 absl::Status Pipeline::QuantizeBlocks() {
@@ -203,17 +334,8 @@ absl::Status Pipeline::ReplayBlock(int64_t index) {
                 static_cast<double>(index) / static_cast<double>(folder_.finished_blocks().size()));
   PTQ_ASSIGN_OR_RETURN(const auto block, model_->LoadBlock(index));
   PTQ_ASSIGN_OR_RETURN(const std::vector<at::Tensor> weights, ReadWeights(index, *block));
-  const int64_t samples = observer_->inputs().full_precision.size(0);
-  const int64_t micro_batch =
-      std::clamp<int64_t>(kForwardTokens / plan_.spec.sequence_length, 1, samples);
-  ObservedBlock observed;
-  observed.block = block.get();
-  observed.rotary = &observer_->rotary();
-  observed.inputs = &observer_->inputs();
-  observed.micro_batch = micro_batch;
-  observed.targets =
-      RunBlock(*block, observer_->inputs().full_precision, observer_->rotary(), micro_batch);
-  return observer_->Advance(observed, weights);
+  PTQ_ASSIGN_OR_RETURN(errors_[index], observer_->Replay(*block, weights));
+  return absl::OkStatus();
 }
 
 absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
@@ -228,6 +350,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   if (observer_ != nullptr) {
     events_.Phase("observe", 0);
     PTQ_ASSIGN_OR_RETURN(observed, observer_->Observe(*block));
+    PTQ_RETURN_IF_ERROR(ReadFisher(index, observed));
     PTQ_RETURN_IF_ERROR(cancel_.Check());
   }
   result.observe_seconds = stopwatch.Lap();
@@ -247,6 +370,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   result.loss_first = quantized.loss_first;
   result.loss_best = quantized.loss_best;
   result.loss_curve = std::move(quantized.loss_curve);
+  result.search_seconds = quantized.search_seconds;
   result.quantize_seconds = stopwatch.Lap();
 
   std::vector<at::Tensor> weights(block->linears().size());
@@ -280,7 +404,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   events_.Write(std::move(event));
 
   if (observer_ != nullptr && index + 1 < model_->block_count()) {
-    PTQ_RETURN_IF_ERROR(observer_->Advance(observed, weights));
+    PTQ_ASSIGN_OR_RETURN(errors_[index], observer_->Advance(*block, weights));
     advance_seconds_ = stopwatch.Lap();
   }
   return absl::OkStatus();

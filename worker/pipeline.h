@@ -3,6 +3,7 @@
 #ifndef PTQ_WORKER_PIPELINE_H_
 #define PTQ_WORKER_PIPELINE_H_
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "observers/observed_block.h"
 #include "worker/baseline_cache.h"
 #include "worker/event_writer.h"
+#include "worker/fisher_files.h"
 #include "worker/job_folder.h"
 #include "worker/job_plan.h"
 #include "worker/report.h"
@@ -47,6 +49,8 @@ class Pipeline {
 
  private:
   absl::Status Load();
+  // The metrics that blocks are tuned by, unless an earlier run left them.
+  absl::Status ObserveFisher();
   absl::Status QuantizeBlocks();
   // Moves both chains behind a block of an earlier run; kDataLoss if its records can't be read.
   absl::Status ReplayBlock(int64_t index);
@@ -55,6 +59,10 @@ class Pipeline {
   absl::StatusOr<std::vector<ModuleResult>> MeasureModules(const ObservedBlock& observed,
                                                            const QuantizedBlock& quantized,
                                                            const std::vector<at::Tensor>& weights);
+  // Gives `observed` its metric; one that is damaged is computed again.
+  absl::Status ReadFisher(int64_t index, ObservedBlock& observed);
+  // What the report says of the calibration data, with a warning where more would help.
+  Json SummarizeCalibration();
   absl::StatusOr<Json> EvaluateResult();
   absl::StatusOr<std::vector<FileDigest>> DigestOutputs();
   std::vector<std::optional<QuantizationScheme>> SchemesOf(const DecoderBlock& block) const;
@@ -75,11 +83,17 @@ class Pipeline {
   std::unique_ptr<CheckpointExporter> exporter_;
   std::unique_ptr<BlockQuantizer> quantizer_;
   std::unique_ptr<BlockInputObserver> observer_;  // none without calibration data
+  at::Tensor calibration_windows_;                // likewise; the held-out ones last
+  std::unique_ptr<FisherFiles> fisher_;           // none: blocks are tuned by the squared error
   at::Tensor evaluation_windows_;                 // undefined: no evaluation
+  int64_t fisher_tokens_ = 0;
+  int64_t fisher_host_peak_bytes_ = 0;
+  std::map<int64_t, ReconstructionError> errors_;  // by block, behind it
   int64_t blocks_resumed_ = 0;
   std::vector<std::string> warnings_;
   double advance_seconds_ = 0;  // of the chains behind the last block: counted with the next one
   double load_seconds_ = 0;
+  double fisher_seconds_ = 0;
   double export_seconds_ = 0;
   double evaluate_seconds_ = 0;
 };

@@ -2,9 +2,13 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 
+#include "algorithms/auto_round/auto_round.h"
+#include "algorithms/auto_round/learned_scale_math.h"
+#include "algorithms/auto_round/schedule.h"
 #include "common/time.h"
 #include "formats/headers/tensor_table.h"
 #include "worker/device.h"
@@ -56,6 +60,42 @@ Json Warnings(const ReportInputs& inputs) {
   return warnings;
 }
 
+// How Auto-Round tuned: the recipe with every hyperparameter in effect; null for other algorithms.
+Json TuningToJson(const ReportInputs& inputs) {
+  const JobSpec& spec = inputs.plan.spec;
+  if (spec.algorithm != Algorithm::kAutoRound) return nullptr;
+  const int64_t iterations = spec.EffectiveIterations();
+  Json json;
+  json["recipe"] = RecipeName(spec.recipe);
+  json["iterations"] = iterations;
+  json["batch_size"] = std::min(spec.batch_size, spec.samples);
+  if (spec.recipe == TuningRecipe::kPaper) {
+    json["parameters"] = "rounding offsets V, range factors alpha and beta";
+    json["optimizer"] = "signed gradient descent";
+    json["learning_rate"] = DefaultLearningRate(iterations, spec.bits);
+    json["schedule"] = "linear";
+    json["loss"] = "squared error";
+    json["kept"] = "best step";
+    return json;
+  }
+  const double rate = LearnedScalePeak(iterations) / static_cast<double>(iterations);
+  json["parameters"] = "code positions U, scale factors t from searched scales";
+  json["optimizer"] = "Adam";
+  json["first_decay"] = rounding::kFirstDecay;
+  json["second_decay"] = rounding::kSecondDecay;
+  json["learning_rate"] = rate;
+  json["scale_learning_rate"] = kFactorRate * rate;
+  json["schedule"] = "cosine";
+  json["loss"] = inputs.fisher_tokens > 0 ? "Fisher metric" : "squared error";
+  if (inputs.fisher_tokens > 0) {
+    json["fisher_tokens"] = inputs.fisher_tokens;
+    json["fisher_weight"] =
+        FisherWeight(inputs.fisher_tokens, inputs.plan.inspection.config.hidden_size);
+  }
+  json["kept"] = "last step";
+  return json;
+}
+
 }  // namespace
 
 Json SpecWithoutPaths(const JobSpec& spec) {
@@ -71,6 +111,7 @@ Json BlockResultToJson(const BlockResult& block) {
   json["load_seconds"] = block.load_seconds;
   json["observe_seconds"] = block.observe_seconds;
   json["quantize_seconds"] = block.quantize_seconds;
+  json["search_seconds"] = block.search_seconds;
   json["export_seconds"] = block.export_seconds;
   json["loss_first"] = OrNull(block.loss_first);
   json["loss_best"] = OrNull(block.loss_best);
@@ -129,6 +170,8 @@ Json BuildReport(const ReportInputs& inputs) {
   report["device"] = DeviceLabel(plan.compute.device);
   report["environment"] = inputs.environment;
   report["model"] = ModelToJson(plan);
+  report["tuning"] = TuningToJson(inputs);
+  report["calibration"] = inputs.calibration;
   report["evaluation"] = inputs.evaluation;
   report["size"] = {{"before_bytes", sizes.before_bytes},
                     {"after_bytes", sizes.after_bytes},
@@ -137,11 +180,14 @@ Json BuildReport(const ReportInputs& inputs) {
   report["timing"] = {
       {"load_seconds", inputs.load_seconds + SumOver(inputs.blocks, "load_seconds", all)},
       {"observe_seconds", SumOver(inputs.blocks, "observe_seconds", all)},
+      {"fisher_seconds", inputs.fisher_seconds},
       {"quantize_seconds", SumOver(inputs.blocks, "quantize_seconds", all)},
+      {"search_seconds", SumOver(inputs.blocks, "search_seconds", all)},
       {"export_seconds", inputs.export_seconds + SumOver(inputs.blocks, "export_seconds", all)},
       {"evaluate_seconds", inputs.evaluate_seconds},
       {"total_seconds", inputs.total_seconds + SumOver(inputs.blocks, "seconds", resumed)}};
   report["memory"] = {{"host_peak_bytes", inputs.host_peak_bytes},
+                      {"fisher_host_peak_bytes", inputs.fisher_host_peak_bytes},
                       {"device_peak_bytes", inputs.device_peak_bytes}};
   report["warnings"] = Warnings(inputs);
   report["blocks_resumed"] = inputs.blocks_resumed;

@@ -31,7 +31,8 @@ struct BlockResult {
   double seconds = 0;  // of which:
   double load_seconds = 0;
   double observe_seconds = 0;
-  double quantize_seconds = 0;
+  double quantize_seconds = 0;  // with:
+  double search_seconds = 0;    // of the search for scales, where tuning begins with one
   double export_seconds = 0;
   std::optional<double> loss_first;
   std::optional<double> loss_best;
@@ -59,16 +60,20 @@ struct ReportInputs {
   Json inputs;       // DigestInputs
   Json environment;  // JobIdentity::environment
   std::vector<Json> blocks;
-  Json evaluation;  // or null
+  Json calibration;           // {samples, tokens, ...} or null
+  int64_t fisher_tokens = 0;  // 0: no Fisher metric
+  Json evaluation;            // or null
   std::vector<FileDigest> outputs;
   std::vector<std::string> warnings;  // beside the plan's and those of fallbacks
   int64_t blocks_resumed = 0;
   // Of this run. Phases of blocks are summed over all runs from `blocks`, and so is the total.
   double load_seconds = 0;
+  double fisher_seconds = 0;
   double export_seconds = 0;
   double evaluate_seconds = 0;
   double total_seconds = 0;
   int64_t host_peak_bytes = 0;
+  int64_t fisher_host_peak_bytes = 0;  // the peak until the Fisher pass was over; 0: there was none
   int64_t device_peak_bytes = 0;
 };
 

@@ -1,6 +1,9 @@
 #include "algorithms/auto_round/auto_round.h"
 
+#include <ATen/ops/ones.h>
+
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -9,7 +12,9 @@
 #include "absl/strings/str_cat.h"
 #include "algorithms/auto_round/block_tuner.h"
 #include "algorithms/layer_check.h"
+#include "algorithms/rtn/full_range.h"
 #include "algorithms/rtn/rtn.h"
+#include "algorithms/rtn/scale_search.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
 
@@ -19,7 +24,8 @@ namespace {
 // Steps that may be queued on a CUDA device before the host waits: cancelling takes no longer.
 constexpr int64_t kQueuedSteps = 8;
 constexpr const char* kUnused = "no calibration token reached the layer: rtn";
-constexpr const char* kNoLoss = "the loss was not a number in any step: rtn";
+constexpr const char* kNoLossRtn = "the loss was not a number in any step: rtn";
+constexpr const char* kNoLossOptRtn = "the loss was not a number in the last step: opt-rtn";
 
 absl::Status CheckOptions(const AutoRoundOptions& options) {
   if (options.iterations < 0) {
@@ -55,72 +61,154 @@ absl::Status CheckInputs(const ObservedBlock& observed) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<QuantizedBlock> QuantizeAllByRtn(const BlockQuantizationRequest& request,
-                                                at::ScalarType stored_dtype,
-                                                const std::string& reason) {
-  RtnBlockQuantizer rtn(stored_dtype);
-  PTQ_ASSIGN_OR_RETURN(QuantizedBlock result, rtn.QuantizeBlock(request));
-  for (std::optional<QuantizedLinear>& linear : result.linears) {
-    if (linear.has_value()) {
-      linear->fallback_reason = reason;
+// What a recipe begins with, and what a layer gets that it cannot tune.
+class Start {
+ public:
+  static absl::StatusOr<Start> Make(const BlockQuantizationRequest& request,
+                                    at::ScalarType stored_dtype, AutoRoundMethod method) {
+    Start start(request, stored_dtype);
+    if (method == AutoRoundMethod::kPaper) return start;
+    const std::vector<Linear>& linears = request.observed.block->linears();
+    const auto began = std::chrono::steady_clock::now();
+    for (size_t i = 0; i < linears.size(); ++i) {
+      if (!request.schemes[i].has_value()) continue;
+      PTQ_ASSIGN_OR_RETURN(
+          start.scales_[i],
+          SearchScales(linears[i].weight, Importance(request.observed.statistics[i], linears[i]),
+                       *request.schemes[i], request.cancel));
     }
+    start.seconds_ =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    return start;
   }
-  return result;
+
+  // By linear index; none in the paper's recipe.
+  const std::vector<std::optional<QParams>>& scales() const { return scales_; }
+  double seconds() const { return seconds_; }
+
+  QuantizedLinear Quantize(size_t index, const std::string& reason) const {
+    const at::Tensor& weight = request_.observed.block->linears()[index].weight;
+    const QuantizationScheme& scheme = *request_.schemes[index];
+    if (!scales_[index].has_value()) {
+      return {QuantizeRtn(weight, stored_dtype_, scheme), reason};
+    }
+    const QParams& start = *scales_[index];
+    return {MakeRecord(RoundToCodes(weight, start, scheme), start.scale, start.zero_point,
+                       stored_dtype_, scheme),
+            reason};
+  }
+
+  QuantizedBlock QuantizeAll(const std::string& reason) const {
+    QuantizedBlock result;
+    result.linears.resize(scales_.size());
+    for (size_t i = 0; i < scales_.size(); ++i) {
+      if (request_.schemes[i].has_value()) result.linears[i] = Quantize(i, reason);
+    }
+    result.search_seconds = seconds_;
+    return result;
+  }
+
+ private:
+  Start(const BlockQuantizationRequest& request, at::ScalarType stored_dtype)
+      : request_(request),
+        stored_dtype_(stored_dtype),
+        scales_(request.observed.block->linears().size()) {}
+
+  // Without a token all columns count alike.
+  static at::Tensor Importance(const LinearStatistics& statistics, const Linear& linear) {
+    return statistics.tokens > 0 ? statistics.importance
+                                 : at::ones({linear.weight.size(1)}, linear.weight.options());
+  }
+
+  const BlockQuantizationRequest& request_;
+  at::ScalarType stored_dtype_;
+  std::vector<std::optional<QParams>> scales_;
+  double seconds_ = 0;
+};
+
+// Why a layer of a tuned block was not tuned.
+std::string UntunedReason(const BlockQuantizationRequest& request, size_t index,
+                          AutoRoundMethod method) {
+  if (method == AutoRoundMethod::kPaper) return kUnused;
+  return absl::StrCat(request.observed.statistics[index].tokens,
+                      " calibration tokens reached this layer, fewer than ", kLeastTokens,
+                      ": opt-rtn");
 }
 
 absl::StatusOr<QuantizedBlock> Tune(const BlockQuantizationRequest& request,
                                     at::ScalarType stored_dtype, const AutoRoundOptions& options) {
-  BlockTuner tuner(request, stored_dtype, options);
-  const bool queues = request.observed.inputs->quantized.is_cuda();
-  while (tuner.steps() < options.iterations) {
-    PTQ_RETURN_IF_ERROR(request.cancel.Check());
-    tuner.Step();
-    if (!queues || tuner.steps() % kQueuedSteps == 0) {
-      const float loss = tuner.LossCurve().back();
-      if (request.progress) {
-        request.progress(
-            static_cast<double>(tuner.steps()) / static_cast<double>(options.iterations),
-            std::isnan(loss) ? std::nullopt : std::optional<double>(loss));
+  PTQ_ASSIGN_OR_RETURN(const Start start, Start::Make(request, stored_dtype, options.method));
+  const bool paper = options.method == AutoRoundMethod::kPaper;
+  if (options.iterations == 0) return start.QuantizeAll("");
+  bool any = paper;
+  for (size_t i = 0; !any && i < request.schemes.size(); ++i) {
+    any = request.schemes[i].has_value() && !HasFewTokens(request.observed, i);
+  }
+  QuantizedBlock result;
+  result.linears.resize(request.observed.block->linears().size());
+  std::vector<std::optional<AffineQuantizedTensor>> records(result.linears.size());
+  if (any) {
+    BlockTuner tuner(request, stored_dtype, options, start.scales());
+    const bool queues = request.observed.inputs->quantized.is_cuda();
+    while (tuner.steps() < options.iterations) {
+      PTQ_RETURN_IF_ERROR(request.cancel.Check());
+      tuner.Step();
+      if (!queues || tuner.steps() % kQueuedSteps == 0) {
+        const float loss = tuner.LossCurve().back();
+        if (request.progress) {
+          request.progress(
+              static_cast<double>(tuner.steps()) / static_cast<double>(options.iterations),
+              std::isnan(loss) ? std::nullopt : std::optional<double>(loss));
+        }
       }
     }
-  }
-  std::vector<float> curve = tuner.LossCurve();
-  const int64_t best = tuner.BestStep();
-  QuantizedBlock result;
-  if (best < 0) {
-    PTQ_ASSIGN_OR_RETURN(result, QuantizeAllByRtn(request, stored_dtype, kNoLoss));
+    std::vector<float> curve = tuner.LossCurve();
+    if (tuner.KeptStep() < 0) {
+      result = start.QuantizeAll(paper ? kNoLossRtn : kNoLossOptRtn);
+      result.loss_curve = std::move(curve);
+      return result;
+    }
+    records = tuner.Records();
+    if (!std::isnan(curve.front())) {
+      result.loss_first = curve.front();
+    }
+    for (const float loss : curve) {
+      if (!std::isnan(loss)) {
+        result.loss_best = std::min<double>(result.loss_best.value_or(loss), loss);
+      }
+    }
     result.loss_curve = std::move(curve);
-    return result;
   }
-  result.linears.resize(request.observed.block->linears().size());
-  std::vector<std::optional<AffineQuantizedTensor>> records = tuner.BestRecords();
+  result.search_seconds = start.seconds();
   for (size_t i = 0; i < records.size(); ++i) {
     if (records[i].has_value()) {
       result.linears[i] = QuantizedLinear{*std::move(records[i]), ""};
     } else if (request.schemes[i].has_value()) {
-      const at::Tensor& weight = request.observed.block->linears()[i].weight;
-      result.linears[i] =
-          QuantizedLinear{QuantizeRtn(weight, stored_dtype, *request.schemes[i]), kUnused};
+      result.linears[i] = start.Quantize(i, UntunedReason(request, i, options.method));
     }
   }
-  if (!std::isnan(curve.front())) {
-    result.loss_first = curve.front();
-  }
-  result.loss_best = curve[static_cast<size_t>(best)];
-  result.loss_curve = std::move(curve);
   return result;
 }
 
 }  // namespace
 
+bool HasFewTokens(const ObservedBlock& observed, size_t index) {
+  const at::IntArrayRef shape = observed.inputs->token_mask.sizes();
+  return observed.statistics[index].tokens < std::min(kLeastTokens, shape[0] * shape[1]);
+}
+
+double FisherWeight(int64_t tokens, int64_t width) {
+  return tokens < kFisherTokensPerChannel * width ? kSparseFisherWeight : kFisherWeight;
+}
+
 absl::StatusOr<QuantizedBlock> AutoRoundBlockQuantizer::QuantizeBlock(
     const BlockQuantizationRequest& request) {
   PTQ_RETURN_IF_ERROR(CheckOptions(options_));
   const std::vector<Linear>& linears = request.observed.block->linears();
-  if (options_.iterations == 0) {
-    return QuantizeAllByRtn(request, stored_dtype_, "");
+  if (options_.iterations > 0) PTQ_RETURN_IF_ERROR(CheckInputs(request.observed));
+  if (options_.method == AutoRoundMethod::kLearnedScale) {
+    PTQ_RETURN_IF_ERROR(CheckStatistics(request.observed, "auto-round"));
   }
-  PTQ_RETURN_IF_ERROR(CheckInputs(request.observed));
   return CatchTorchErrors(request.observed.block->name(), [&]() -> absl::StatusOr<QuantizedBlock> {
     bool any = false;
     for (size_t i = 0; i < linears.size(); ++i) {

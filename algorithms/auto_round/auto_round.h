@@ -1,32 +1,58 @@
-// Auto-Round (arXiv 2309.05516) with the arithmetic of auto-round 0.16.1: rounding offsets V and
-// range factors alpha and beta tuned by signed gradient descent on the block's reconstruction loss.
+// Block-wise tuning of rounding, in two recipes. Paper: Auto-Round (arXiv 2309.05516) with the
+// arithmetic of auto-round 0.16.1: rounding offsets V and range factors alpha and beta by signed
+// gradient descent on the block's squared error. Learned scale: this project's own (docs/tuning.md):
+// searched scales, positions U and a scale factor t by Adam, on a Fisher-weighted error.
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_AUTO_ROUND_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_AUTO_ROUND_H_
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "absl/status/statusor.h"
 #include "algorithms/block_quantizer.h"
+#include "observers/observed_block.h"
 
 namespace ptq {
 
+enum class AutoRoundMethod { kPaper, kLearnedScale };
+
 struct AutoRoundOptions {
-  int64_t iterations = 200;  // 0: rtn
+  AutoRoundMethod method = AutoRoundMethod::kPaper;
+  int64_t iterations = 200;  // 0: the start of the recipe, rtn or opt-rtn
   int64_t batch_size = 8;    // sequences a step, drawn without replacement, reshuffled each epoch
-  // 0: 1 / iterations, or 2 / iterations for layers of at most 3 bits where iterations >= 1000.
-  // Both decay linearly to 0: lr_k = lr (1 - k / iterations).
+  // 0: the recipe's. Paper: of V, 1 / iterations, or 2 / iterations for layers of at most 3 bits
+  // where iterations >= 1000, decaying linearly to 0. Learned scale: LearnedScalePeak / iterations,
+  // decaying as a cosine.
   double learning_rate = 0;
-  double range_learning_rate = 0;  // of alpha and beta; 0: the learning rate
+  // Of alpha and beta (0: the learning rate), or of t (0: kFactorRate of the learning rate).
+  double range_learning_rate = 0;
 };
+
+// The learned-scale recipe's constants beside the decays in learned_scale_math.h.
+inline constexpr double kFactorRate = 0.2;     // t's learning rate over U's
+inline constexpr double kFisherWeight = 0.9;   // of F in the metric, the rest is the identity
+// Below 4 tokens a channel F is too noisy for that.
+inline constexpr double kSparseFisherWeight = 0.5;
+inline constexpr int64_t kFisherTokensPerChannel = 4;
+// A layer that saw fewer tokens, an expert say, keeps its searched start.
+inline constexpr int64_t kLeastTokens = 256;
+
+// Whether layer `index` of the block keeps its searched start: fewer than kLeastTokens tokens
+// reached it, though the calibration has more.
+bool HasFewTokens(const ObservedBlock& observed, size_t index);
+
+// Weight of F in the metric of blocks `width` wide, F being the mean over `tokens`.
+double FisherWeight(int64_t tokens, int64_t width);
 
 class AutoRoundBlockQuantizer final : public BlockQuantizer {
  public:
   AutoRoundBlockQuantizer(at::ScalarType stored_dtype, AutoRoundOptions options)
       : stored_dtype_(stored_dtype), options_(options) {}
-  // Keeps the parameters of the step with the least loss. Where no step's loss is a number, all
-  // layers fall back to rtn and say so. The observed tensors must not be inference tensors
+  // Paper: keeps the parameters of the step with the least loss. Learned scale: those of the last
+  // step; the loss is FisherLoss where `observed.fisher` is defined, else the squared error. Where
+  // no such step's loss is a number, all layers fall back to the recipe's start and say so. The observed tensors must not be inference tensors
   // (autograd saves some of them).
   absl::StatusOr<QuantizedBlock> QuantizeBlock(const BlockQuantizationRequest& request) override;
 

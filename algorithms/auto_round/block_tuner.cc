@@ -1,7 +1,6 @@
 #include "algorithms/auto_round/block_tuner.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/StreamGuard.h>
@@ -14,8 +13,12 @@
 #include <utility>
 
 #include "algorithms/auto_round/device_kernels.h"
-#include "algorithms/auto_round/loss_loops.h"
+#include "algorithms/auto_round/learned_scale_math.h"
+#include "algorithms/auto_round/learned_scale_parameters.h"
+#include "algorithms/auto_round/rounding_parameters.h"
 #include "algorithms/auto_round/schedule.h"
+#include "algorithms/rtn/full_range.h"
+#include "algorithms/rtn/rtn.h"
 
 namespace ptq {
 namespace {
@@ -23,19 +26,11 @@ namespace {
 // Eager steps before the graph is captured: they start cuBLAS and fill the allocator's pools.
 constexpr int64_t kEagerSteps = 2;
 
-HiddenDtype HiddenDtypeOf(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return HiddenDtype::kFloat32;
-    case at::kBFloat16:
-      return HiddenDtype::kBFloat16;
-    case at::kHalf:
-      return HiddenDtype::kHalf;
-    default:
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          false, "Auto-Round computes in float32, bfloat16 and float16, not ", dtype);
-  }
-}
+// What the gradient of a block's output is scaled to (root mean square) before the backward pass, so
+// that weight gradients are about 1e-3: far from where their squares underflow (learned_scale_math.h)
+// and, in half precision, where they themselves do.
+constexpr double kGradientRms = 1.0 / 16384;
+constexpr double kHalfGradientRms = 1.0 / 16;
 
 at::Tensor OnDevice(std::vector<float> values, at::Device device) {
   return at::from_blob(values.data(), {static_cast<int64_t>(values.size())}, at::kFloat)
@@ -92,73 +87,99 @@ struct BlockTuner::Graph {
 };
 
 BlockTuner::BlockTuner(const BlockQuantizationRequest& request, at::ScalarType stored_dtype,
-                       const AutoRoundOptions& options)
+                       const AutoRoundOptions& options,
+                       const std::vector<std::optional<QParams>>& starts)
     : observed_(request.observed), schemes_(request.schemes), options_(options) {
   const c10::InferenceMode no_inference(false);
   const at::NoGradGuard no_grad;
   inputs_ = observed_.inputs->quantized.contiguous();
-  targets_ = observed_.targets.contiguous();
-  mask_ = observed_.inputs->token_mask.to(at::kFloat).contiguous();
   const at::Device device = inputs_.device();
   const int64_t samples = inputs_.size(0);
   const int64_t iterations = options.iterations;
   batch_ = std::min(options.batch_size, samples);
 
   std::vector<int64_t> order = BatchOrder(samples, batch_, iterations, request.seed);
-  order_ = at::from_blob(order.data(), {iterations, batch_}, at::kLong).clone().to(device);
   const auto options_of = [&](at::ScalarType dtype) { return at::device(device).dtype(dtype); };
-  step_ = at::zeros({1}, options_of(at::kLong));
-  loss_curve_ = at::zeros({iterations}, options_of(at::kFloat));
-  best_loss_ = at::full({1}, std::numeric_limits<float>::infinity(), options_of(at::kFloat));
-  best_step_ = at::full({1}, -1, options_of(at::kLong));
-  improved_ = at::zeros({1}, options_of(at::kInt));
-  token_sums_ = at::zeros({batch_, inputs_.size(1)}, options_of(at::kFloat));
-
-  state_.targets = targets_.const_data_ptr();
-  state_.mask = mask_.const_data_ptr<float>();
-  state_.order = order_.const_data_ptr<int64_t>();
-  state_.token_sums = token_sums_.mutable_data_ptr<float>();
-  state_.step = step_.mutable_data_ptr<int64_t>();
-  state_.loss_curve = loss_curve_.mutable_data_ptr<float>();
-  state_.best_loss = best_loss_.mutable_data_ptr<float>();
-  state_.best_step = best_step_.mutable_data_ptr<int64_t>();
-  state_.improved = improved_.mutable_data_ptr<int32_t>();
-  state_.batch = batch_;
-  state_.length = inputs_.size(1);
-  state_.width = inputs_.size(2);
-  state_.dtype = HiddenDtypeOf(inputs_.scalar_type());
-
-  const std::vector<Linear>& linears = observed_.block->linears();
-  parameters_.resize(linears.size());
-  rates_.resize(linears.size());
-  for (size_t i = 0; i < linears.size(); ++i) {
-    if (!schemes_[i].has_value()) {
-      continue;
+  loss_inputs_ = {
+      .targets = observed_.targets.contiguous(),
+      .mask = observed_.inputs->token_mask.to(at::kFloat).contiguous(),
+      .order = at::from_blob(order.data(), {iterations, batch_}, at::kLong).clone().to(device),
+      .step = at::zeros({1}, options_of(at::kLong)),
+      .loss_curve = at::zeros({iterations}, options_of(at::kFloat))};
+  if (options.method == AutoRoundMethod::kLearnedScale && observed_.fisher.defined()) {
+    loss_ = std::make_unique<FisherLoss>(loss_inputs_, observed_.fisher,
+                                         FisherWeight(observed_.fisher_tokens, inputs_.size(2)));
+  } else {
+    auto squared = std::make_unique<SquaredErrorLoss>(loss_inputs_);
+    if (options.method == AutoRoundMethod::kPaper) {
+      best_ = squared.get();
     }
-    parameters_[i] =
-        std::make_unique<RoundingParameters>(linears[i].weight, stored_dtype, *schemes_[i]);
-    const double value_rate = options.learning_rate > 0
-                                  ? options.learning_rate
-                                  : DefaultLearningRate(iterations, schemes_[i]->bits);
-    const double range_rate =
-        options.range_learning_rate > 0 ? options.range_learning_rate : value_rate;
-    const at::Tensor& value_table =
-        rate_tables_.emplace_back(OnDevice(LinearDecay(value_rate, iterations), device));
-    rates_[i].value = value_table.const_data_ptr<float>();
-    const at::Tensor& range_table =
-        rate_tables_.emplace_back(OnDevice(LinearDecay(range_rate, iterations), device));
-    rates_[i].range = range_table.const_data_ptr<float>();
-    rates_[i].step = state_.step;
-    rates_[i].improved = state_.improved;
+    loss_ = std::move(squared);
   }
+  MakeParameters(stored_dtype, starts);
   MakeSharedInputs();
+  ChooseGradientScale();
   if (device.is_cuda()) {
-    graph_ = std::make_unique<Graph>(device);
+    graph_ = std::make_unique<Graph>(device);  // after all that runs on the caller's stream
   }
-  state_.gradient_scale = ChooseGradientScale();
 }
 
 BlockTuner::~BlockTuner() = default;
+
+void BlockTuner::MakeParameters(at::ScalarType stored_dtype,
+                                const std::vector<std::optional<QParams>>& starts) {
+  const std::vector<Linear>& linears = observed_.block->linears();
+  const int64_t iterations = options_.iterations;
+  const at::Device device = inputs_.device();
+  const auto table = [&](const std::vector<float>& values) {
+    return rate_tables_.emplace_back(OnDevice(values, device)).const_data_ptr<float>();
+  };
+  parameters_.resize(linears.size());
+  fixed_weights_.resize(linears.size());
+  rates_.resize(linears.size());
+  for (size_t i = 0; i < linears.size(); ++i) {
+    const at::Tensor& weight = linears[i].weight;
+    fixed_weights_[i] = weight;
+    if (!schemes_[i].has_value()) {
+      continue;
+    }
+    const QuantizationScheme& scheme = *schemes_[i];
+    StepRates& rates = rates_[i];
+    rates.step = loss_inputs_.step.const_data_ptr<int64_t>();
+    if (options_.method == AutoRoundMethod::kPaper) {
+      parameters_[i] = std::make_unique<RoundingParameters>(weight, stored_dtype, scheme);
+      const double rate = options_.learning_rate > 0 ? options_.learning_rate
+                                                     : DefaultLearningRate(iterations, scheme.bits);
+      const double range_rate =
+          options_.range_learning_rate > 0 ? options_.range_learning_rate : rate;
+      rates.value = table(LinearDecay(rate, iterations));
+      rates.range = table(LinearDecay(range_rate, iterations));
+      rates.improved = best_->improved().const_data_ptr<int32_t>();
+      continue;
+    }
+    if (HasFewTokens(observed_, i)) {
+      const QParams& start = *starts[i];
+      fixed_weights_[i] = Dequantize(MakeRecord(RoundToCodes(weight, start, scheme), start.scale,
+                                                start.zero_point, stored_dtype, scheme),
+                                     stored_dtype)
+                              .to(weight.options());
+      continue;
+    }
+    parameters_[i] =
+        std::make_unique<LearnedScaleParameters>(weight, stored_dtype, scheme, *starts[i]);
+    const double peak = options_.learning_rate > 0
+                            ? options_.learning_rate * static_cast<double>(iterations)
+                            : LearnedScalePeak(iterations);
+    const double factor_peak =
+        options_.range_learning_rate > 0
+            ? options_.range_learning_rate * static_cast<double>(iterations)
+            : kFactorRate * peak;
+    rates.value = table(CosineDecay(peak, iterations));
+    rates.range = table(CosineDecay(factor_peak, iterations));
+    rates.first_correction = table(MomentCorrections(rounding::kFirstDecay, iterations));
+    rates.second_correction = table(MomentCorrections(rounding::kSecondDecay, iterations));
+  }
+}
 
 // Which linears see the same input is found out by looking: one sample is run through the block.
 void BlockTuner::MakeSharedInputs() {
@@ -168,7 +189,7 @@ void BlockTuner::MakeSharedInputs() {
   at::Tensor last_input;
   observed_.block->Forward(
       inputs_.narrow(0, 0, 1), *observed_.rotary, [&](size_t index, const at::Tensor& input) {
-        if (schemes_[index].has_value() && shared_of_[index] < 0) {
+        if (parameters_[index] != nullptr && shared_of_[index] < 0) {
           if (shared_.empty() || !last_input.is_same(input)) {
             shared_.emplace_back();
             last_input = input;
@@ -177,7 +198,7 @@ void BlockTuner::MakeSharedInputs() {
           position_of_[index] = static_cast<int64_t>(shared_.back().members.size());
           shared_.back().members.push_back(index);
         }
-        return ApplyLinear(linears[index], linears[index].weight, input);
+        return ApplyLinear(linears[index], fixed_weights_[index], input);
       });
   for (SharedInput& shared : shared_) {
     const Linear& first = linears[shared.members.front()];
@@ -211,7 +232,7 @@ at::Tensor BlockTuner::Forward(const at::Tensor& hidden) {
   at::Tensor output = observed_.block->Forward(
       hidden, *observed_.rotary, [&](size_t index, const at::Tensor& input) {
         if (shared_of_[index] < 0) {
-          return ApplyLinear(linears[index], linears[index].weight, input);
+          return ApplyLinear(linears[index], fixed_weights_[index], input);
         }
         return shared_[static_cast<size_t>(shared_of_[index])].Output(
             static_cast<size_t>(position_of_[index]), input);
@@ -223,51 +244,45 @@ at::Tensor BlockTuner::Forward(const at::Tensor& hidden) {
   return output.contiguous();
 }
 
-// Only the gradient's signs are used, so its scale is free. The paper's loss · 1000 serves where
-// the exponent has 8 bits. In float16 it would underflow: there the gradient of the output is
-// brought to 1/16 on average (root mean square), as measured on the first batch with rtn's weights.
-float BlockTuner::ChooseGradientScale() {
-  if (state_.dtype != HiddenDtype::kHalf) {
-    return static_cast<float>(2000.0 / static_cast<double>(state_.tokens() * state_.width));
+// Paper: the loss times 1000 serves where the exponent has 8 bits. Else the first batch decides.
+void BlockTuner::ChooseGradientScale() {
+  const bool half = inputs_.scalar_type() == at::kHalf;
+  if (options_.method == AutoRoundMethod::kPaper && !half) {
+    const int64_t values = batch_ * inputs_.size(1) * inputs_.size(2);
+    loss_->gradient_scale = static_cast<float>(2000.0 / static_cast<double>(values));
+    return;
   }
+  FakeQuantizeAll();
+  const at::Tensor output =
+      Forward(inputs_.index_select(0, loss_inputs_.order.select(0, 0)));
+  const double rms = std::sqrt(
+      loss_->Gradient(output).to(at::kFloat).square().mean().item<double>());
+  loss_->Reset();
+  // A power of two, so that the scale changes no bit but the exponent's.
+  loss_->gradient_scale =
+      std::isfinite(rms) && rms > 0
+          ? static_cast<float>(std::exp2(std::round(std::log2((half ? kHalfGradientRms : kGradientRms) / rms))))
+          : 1.0F;
+}
+
+void BlockTuner::FakeQuantizeAll() {
   for (SharedInput& shared : shared_) {
     for (size_t position = 0; position < shared.members.size(); ++position) {
       parameters_[shared.members[position]]->FakeQuantize(shared.slices[position]);
     }
   }
-  const at::Tensor rows = order_.select(0, 0);
-  const at::Tensor difference = Forward(inputs_.index_select(0, rows)).to(at::kFloat) -
-                                targets_.index_select(0, rows).to(at::kFloat);
-  const double rms = std::sqrt(
-      (difference * mask_.index_select(0, rows).unsqueeze(-1)).square().mean().item<double>());
-  return std::isfinite(rms) && rms > 0 ? static_cast<float>(0.0625 / rms) : 1.0F;
 }
 
 void BlockTuner::RunStep() {
-  const bool cuda = inputs_.is_cuda();
-  for (SharedInput& shared : shared_) {
-    for (size_t position = 0; position < shared.members.size(); ++position) {
-      parameters_[shared.members[position]]->FakeQuantize(shared.slices[position]);
-    }
-  }
-  const at::Tensor rows = order_.index_select(0, step_).view({-1});
+  FakeQuantizeAll();
+  const at::Tensor rows = loss_inputs_.order.index_select(0, loss_inputs_.step).view({-1});
   const at::Tensor hidden = inputs_.index_select(0, rows);
   at::Tensor output;
   {
     const at::AutoGradMode with_grad(true);
     output = Forward(hidden);
   }
-  const at::Tensor output_gradient =
-      at::empty_like(output, output.options(), at::MemoryFormat::Contiguous);
-  state_.output = output.const_data_ptr();
-  state_.gradient = output_gradient.mutable_data_ptr();
-  if (cuda) {
-    CheckCuda(CudaKernels().tuning_loss(state_, CudaKernels().current_stream()));
-  } else {
-    at::parallel_for(0, state_.tokens(), 64,
-                     [this](int64_t begin, int64_t end) { LossOfTokens(state_, begin, end); });
-    FinishLoss(state_);
-  }
+  const at::Tensor output_gradient = loss_->Gradient(output);
   std::vector<at::Tensor> weights;
   for (const SharedInput& shared : shared_) {
     weights.push_back(shared.weight);
@@ -287,11 +302,7 @@ void BlockTuner::RunStep() {
       row += shared_[i].rows[position];
     }
   }
-  if (cuda) {
-    CheckCuda(CudaKernels().advance_step(state_.step, CudaKernels().current_stream()));
-  } else {
-    ++*state_.step;
-  }
+  loss_inputs_.step.add_(1);
 }
 
 // Capturing runs nothing: a block that cannot be captured loses no step.
@@ -343,22 +354,25 @@ std::vector<float> BlockTuner::LossCurve() const {
   if (graph_ != nullptr) {
     graph_->own.synchronize();
   }
-  const at::Tensor curve = loss_curve_.narrow(0, 0, steps_).cpu();
+  const at::Tensor curve = loss_inputs_.loss_curve.narrow(0, 0, steps_).cpu();
   return {curve.const_data_ptr<float>(), curve.const_data_ptr<float>() + steps_};
 }
 
-int64_t BlockTuner::BestStep() const {
+int64_t BlockTuner::KeptStep() const {
   if (graph_ != nullptr) {
     graph_->own.synchronize();
   }
-  return best_step_.item<int64_t>();
+  if (best_ != nullptr) {
+    return best_->best_step().item<int64_t>();
+  }
+  return std::isfinite(loss_inputs_.loss_curve[steps_ - 1].item<float>()) ? steps_ - 1 : -1;
 }
 
-std::vector<std::optional<AffineQuantizedTensor>> BlockTuner::BestRecords() const {
+std::vector<std::optional<AffineQuantizedTensor>> BlockTuner::Records() const {
   std::vector<std::optional<AffineQuantizedTensor>> records(parameters_.size());
   for (size_t i = 0; i < parameters_.size(); ++i) {
     if (shared_of_[i] >= 0) {
-      records[i] = parameters_[i]->BestRecord();
+      records[i] = parameters_[i]->Record();
     }
   }
   return records;

@@ -1,4 +1,4 @@
-// The tuning loop of one decoder block: fake-quantized forward pass, loss, gradient, signed step.
+// The tuning loop of one decoder block: fake-quantized forward pass, loss, gradient, step.
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_BLOCK_TUNER_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_BLOCK_TUNER_H_
 
@@ -9,24 +9,26 @@
 #include <optional>
 #include <vector>
 
+#include "algorithms/affine/affine_primitives.h"
 #include "algorithms/affine/affine_quantized_tensor.h"
 #include "algorithms/auto_round/auto_round.h"
-#include "algorithms/auto_round/rounding_parameters.h"
-#include "algorithms/auto_round/tuning_state.h"
+#include "algorithms/auto_round/block_loss.h"
+#include "algorithms/auto_round/tunable_weight.h"
 #include "algorithms/block_quantizer.h"
 
 namespace ptq {
 
 // Holds the tunable parameters of a block's quantized linears and takes steps on them. Nothing
-// inside a step waits for the device: batches, rates, losses and the best step stay there
-// (tuning_state.h), and on CUDA all steps after the first two replay one captured graph. Linears
+// inside a step waits for the device: batches, rates, losses and the best step stay there, and on CUDA all steps after the first two replay one captured graph. Linears
 // that see one and the same input (q, k, v; gate, up) are computed as one product. Methods throw
 // c10::Error.
 class BlockTuner {
  public:
   // All of `request` outlives it; inputs, schemes and options were validated. iterations >= 1.
+  // `starts`, by linear index: the searched scales where the learned-scale recipe begins; none in
+  // the paper's.
   BlockTuner(const BlockQuantizationRequest& request, at::ScalarType stored_dtype,
-             const AutoRoundOptions& options);
+             const AutoRoundOptions& options, const std::vector<std::optional<QParams>>& starts);
   ~BlockTuner();
   BlockTuner(const BlockTuner&) = delete;
   BlockTuner& operator=(const BlockTuner&) = delete;
@@ -37,19 +39,23 @@ class BlockTuner {
 
   // Losses of the steps so far; waits for the device.
   std::vector<float> LossCurve() const;
-  // The step whose parameters are kept, -1 if no loss was a number; waits for the device.
-  int64_t BestStep() const;
-  // Records of the best step, by linear index; none for a layer that the block did not use. Only if
-  // BestStep() >= 0.
-  std::vector<std::optional<AffineQuantizedTensor>> BestRecords() const;
+  // The step whose parameters are kept, -1 if no loss that counts was a number; waits for the
+  // device.
+  int64_t KeptStep() const;
+  // Records of the kept step, by linear index; none for a layer that was not tuned: the block did
+  // not use it, or (learned scale) too few tokens reached it. Only if KeptStep() >= 0.
+  std::vector<std::optional<AffineQuantizedTensor>> Records() const;
 
  private:
   struct SharedInput;  // linears that see the same input
   struct Graph;        // a captured CUDA graph with its stream
 
+  void MakeParameters(at::ScalarType stored_dtype,
+                      const std::vector<std::optional<QParams>>& starts);
   void MakeSharedInputs();
   at::Tensor Forward(const at::Tensor& hidden);
-  float ChooseGradientScale();
+  void ChooseGradientScale();
+  void FakeQuantizeAll();
   void RunStep();
   void CaptureStep();
 
@@ -58,23 +64,17 @@ class BlockTuner {
   AutoRoundOptions options_;
   int64_t batch_;
   int64_t steps_ = 0;
-  std::vector<std::unique_ptr<RoundingParameters>> parameters_;  // by linear index
+  std::vector<std::unique_ptr<TunableWeight>> parameters_;  // by linear index; none: not tuned
+  std::vector<at::Tensor> fixed_weights_;  // of those that are not, by linear index
   std::vector<SharedInput> shared_;
   std::vector<int64_t> shared_of_;    // by linear index; -1: not quantized
   std::vector<int64_t> position_of_;  // in its SharedInput
   std::vector<StepRates> rates_;      // by linear index
   std::vector<at::Tensor> rate_tables_;
   at::Tensor inputs_;
-  at::Tensor targets_;
-  at::Tensor mask_;
-  at::Tensor order_;  // [iterations, batch]
-  at::Tensor step_;
-  at::Tensor loss_curve_;
-  at::Tensor best_loss_;
-  at::Tensor best_step_;
-  at::Tensor improved_;
-  at::Tensor token_sums_;
-  TuningState state_;
+  LossInputs loss_inputs_;
+  std::unique_ptr<BlockLoss> loss_;
+  SquaredErrorLoss* best_ = nullptr;  // loss_, where the best step is kept rather than the last
   std::unique_ptr<Graph> graph_;
 };
 

@@ -12,31 +12,16 @@ namespace {
 
 namespace r = rounding;
 
-struct Unit {
-  int64_t group;
-  int64_t begin;  // of the flattened weight
-  int64_t end;
-};
-
-inline __attribute__((always_inline)) Unit UnitAt(const RoundingState& state, int64_t index) {
-  const int64_t per_group = state.units_per_group();
-  const int64_t group = index / per_group;
-  const int64_t first = (index % per_group) * RoundingState::kUnitElements;
-  const int64_t length = std::min(RoundingState::kUnitElements, state.group_size - first);
-  const int64_t begin = group * state.group_size + first;
-  return Unit{group, begin, begin + length};
-}
-
 template <typename Storage, typename Rounding>
 inline __attribute__((always_inline)) void FakeQuantizeUnits(const RoundingState& state,
                                                              int64_t first, int64_t last) {
   using Word = typename Storage::Word;
   const r::CodeRange range = r::RangeOf(state.bits, state.symmetric);
   for (int64_t index = first; index < last; ++index) {
-    const Unit unit = UnitAt(state, index);
+    const WeightUnit unit = UnitAt(state, index);
     const float scale = state.scale[unit.group];
     const float zero_point = state.zero_point[unit.group];
-    const int64_t length = unit.end - unit.begin;
+    const int64_t length = unit.length;
     const Word* __restrict weight = static_cast<const Word*>(state.weight) + unit.begin;
     const float* __restrict value = state.value + unit.begin;
     Word* __restrict output = static_cast<Word*>(state.fake_quantized) + unit.begin;
@@ -55,10 +40,10 @@ inline __attribute__((always_inline)) void KeepUnits(const RoundingState& state,
   const r::CodeRange range = r::RangeOf(state.bits, state.symmetric);
   const int offset = state.symmetric ? 0 : 1 << (state.bits - 1);
   for (int64_t index = first; index < last; ++index) {
-    const Unit unit = UnitAt(state, index);
+    const WeightUnit unit = UnitAt(state, index);
     const float scale = state.scale[unit.group];
     const float zero_point = state.zero_point[unit.group];
-    const int64_t length = unit.end - unit.begin;
+    const int64_t length = unit.length;
     const Word* __restrict weight = static_cast<const Word*>(state.weight) + unit.begin;
     const float* __restrict value = state.value + unit.begin;
     int8_t* __restrict codes = state.best_codes + unit.begin;
@@ -76,11 +61,11 @@ inline __attribute__((always_inline)) void StepUnits(const RoundingState& state,
   using Word = typename Storage::Word;
   const r::CodeRange range = r::RangeOf(state.bits, state.symmetric);
   for (int64_t index = first; index < last; ++index) {
-    const Unit unit = UnitAt(state, index);
+    const WeightUnit unit = UnitAt(state, index);
     const float scale = state.scale[unit.group];
     const float zero_point = state.zero_point[unit.group];
     const float step = scale < 0.0f ? -learning_rate : learning_rate;
-    const int64_t length = unit.end - unit.begin;
+    const int64_t length = unit.length;
     const Word* __restrict weight = static_cast<const Word*>(state.weight) + unit.begin;
     const Word* __restrict gradient = static_cast<const Word*>(state.gradient) + unit.begin;
     float* __restrict value = state.value + unit.begin;

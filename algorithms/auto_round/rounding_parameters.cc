@@ -1,62 +1,20 @@
 #include "algorithms/auto_round/rounding_parameters.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
-#include <c10/util/Exception.h>
-
-#include <algorithm>
 
 #include "algorithms/affine/affine_primitives.h"
 #include "algorithms/auto_round/device_kernels.h"
 #include "algorithms/auto_round/rounding_loops.h"
+#include "algorithms/auto_round/weight_tensor.h"
 #include "algorithms/rtn/rtn.h"
 
 namespace ptq {
-namespace {
-
-constexpr int64_t kElementsPerTask = 32768;
-
-WeightStorage StorageOf(at::ScalarType compute_dtype, at::ScalarType stored_dtype) {
-  switch (compute_dtype) {
-    case at::kBFloat16:
-      return WeightStorage::kBFloat16;
-    case at::kHalf:
-      return WeightStorage::kHalf;
-    case at::kFloat:
-      return stored_dtype == at::kBFloat16 ? WeightStorage::kFloat32RoundedToBFloat16
-             : stored_dtype == at::kHalf   ? WeightStorage::kFloat32RoundedToHalf
-                                           : WeightStorage::kFloat32;
-    default:
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          false, "Auto-Round tunes float32, bfloat16 and float16 weights, not ", compute_dtype);
-  }
-}
-
-// In parallel over groups and over units, in tasks of about kElementsPerTask elements.
-template <typename Body>
-void ForGroups(const RoundingState& state, const Body& body) {
-  at::parallel_for(0, state.groups, std::max<int64_t>(1, kElementsPerTask / state.group_size),
-                   body);
-}
-template <typename Body>
-void ForUnits(const RoundingState& state, const Body& body) {
-  const int64_t elements = std::min(RoundingState::kUnitElements, state.group_size);
-  at::parallel_for(0, state.units(), std::max<int64_t>(1, kElementsPerTask / elements), body);
-}
-
-}  // namespace
-
 RoundingParameters::RoundingParameters(const at::Tensor& weight, at::ScalarType stored_dtype,
                                        const QuantizationScheme& scheme)
     : stored_dtype_(stored_dtype), scheme_(scheme), weight_(weight.detach().contiguous()) {
   const at::NoGradGuard no_grad;
-  const auto [b0, b1] = BlockSizeOf(scheme, weight_.size(0), weight_.size(1));
-  state_.group_size = b0 * b1;
-  state_.groups = weight_.numel() / state_.group_size;
-  state_.bits = scheme.bits;
-  state_.symmetric = scheme.symmetric;
-  state_.storage = StorageOf(weight_.scalar_type(), stored_dtype);
+  static_cast<WeightLayout&>(state_) = LayoutOf(weight_, stored_dtype, scheme);
 
   const auto floats = weight_.options().dtype(at::kFloat);
   const at::Tensor grouped = weight_.view({state_.groups, state_.group_size});
@@ -89,9 +47,7 @@ RoundingParameters::RoundingParameters(const at::Tensor& weight, at::ScalarType 
 }
 
 void RoundingParameters::FakeQuantize(const at::Tensor& output) {
-  TORCH_CHECK(output.is_contiguous() && output.sizes() == weight_.sizes() &&
-                  output.scalar_type() == weight_.scalar_type(),
-              "the fake-quantized weight must be like the weight and contiguous");
+  CheckLikeWeight(output, weight_.sizes(), weight_.options());
   state_.fake_quantized = output.data_ptr();
   if (weight_.is_cuda()) {
     CheckCuda(CudaKernels().fake_quantize(state_, CudaKernels().current_stream()));
@@ -102,9 +58,7 @@ void RoundingParameters::FakeQuantize(const at::Tensor& output) {
 }
 
 void RoundingParameters::Step(const at::Tensor& gradient, const StepRates& rates) {
-  TORCH_CHECK(gradient.is_contiguous() && gradient.sizes() == weight_.sizes() &&
-                  gradient.scalar_type() == weight_.scalar_type(),
-              "the gradient must be like the weight and contiguous");
+  CheckLikeWeight(gradient, weight_.sizes(), weight_.options());
   state_.gradient = gradient.const_data_ptr();
   if (weight_.is_cuda()) {
     CheckCuda(CudaKernels().step_rounding(state_, rates, CudaKernels().current_stream()));
@@ -124,7 +78,7 @@ void RoundingParameters::Step(const at::Tensor& gradient, const StepRates& rates
   });
 }
 
-AffineQuantizedTensor RoundingParameters::BestRecord() const {
+AffineQuantizedTensor RoundingParameters::Record() const {
   const at::NoGradGuard no_grad;
   const auto [b0, b1] = BlockSizeOf(scheme_, weight_.size(0), weight_.size(1));
   const int64_t rows = weight_.size(0) / b0;

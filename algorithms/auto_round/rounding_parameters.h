@@ -5,16 +5,13 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "algorithms/affine/affine_quantized_tensor.h"
 #include "algorithms/auto_round/rounding_state.h"
-#include "algorithms/auto_round/tuning_state.h"
+#include "algorithms/auto_round/tunable_weight.h"
 #include "common/quantization_scheme.h"
 
 namespace ptq {
 
-// Works on the weight's device: host loops, or the kernels of libptq_cuda.so. Autograd never sees
-// it. Methods throw c10::Error. Thread-compatible.
-class RoundingParameters {
+class RoundingParameters final : public TunableWeight {
  public:
   // V = 0, alpha = beta = 1: rtn. `weight` [N, K] float32, bfloat16 or float16, finite, unchanged
   // while this lives; `stored_dtype` is the checkpoint's, to which decoded values are rounded;
@@ -22,18 +19,12 @@ class RoundingParameters {
   RoundingParameters(const at::Tensor& weight, at::ScalarType stored_dtype,
                      const QuantizationScheme& scheme);
 
-  // Writes the weight that the current parameters decode to, [N, K] contiguous, of the weight's
-  // dtype.
-  void FakeQuantize(const at::Tensor& output);
-
-  // One step of signed descent from `gradient` = dL / d output of the last FakeQuantize
-  // (contiguous, same shape and dtype; its scale does not matter), at the rates of step
-  // *rates.step. Before it, if *rates.improved, codes and scales of that FakeQuantize become the
-  // best ones.
-  void Step(const at::Tensor& gradient, const StepRates& rates);
-
-  // The best codes and scales as a record. Only after a step that improved.
-  AffineQuantizedTensor BestRecord() const;
+  void FakeQuantize(const at::Tensor& output) override;
+  // Signed descent. Before it, if *rates.improved, codes and scales of the last FakeQuantize become
+  // the best ones.
+  void Step(const at::Tensor& gradient, const StepRates& rates) override;
+  // The best codes and scales. Only after a step that improved.
+  AffineQuantizedTensor Record() const override;
 
   const at::Tensor& value() const { return value_; }  // [N, K] float32
   const at::Tensor& alpha() const { return alpha_; }  // [groups] float32

@@ -5,25 +5,12 @@
 
 #include <cstdint>
 
+#include "algorithms/auto_round/weight_layout.h"
+
 namespace ptq {
 
-// Dtype of the weight, the fake-quantized weight and the gradient; and how decoded values are
-// rounded before they are stored in it (a bfloat16 checkpoint that computes in float32 keeps
-// bfloat16 values).
-enum class WeightStorage {
-  kFloat32,
-  kFloat32RoundedToBFloat16,
-  kFloat32RoundedToHalf,
-  kBFloat16,
-  kHalf,
-};
-
-// A weight as `groups` runs of `group_size` elements that share a scale; elements = groups *
-// group_size. Work is cut into units of at most kUnitElements within one group, so that reductions
-// add in the same order whatever the number of threads.
-struct RoundingState {
-  static constexpr int64_t kUnitElements = 4096;
-
+// The spans of RoundingParameters, elements as WeightLayout says.
+struct RoundingState : WeightLayout {
   const void* weight = nullptr;       // [elements]
   void* fake_quantized = nullptr;     // [elements]: forward's output
   const void* gradient = nullptr;     // [elements]: dL / d fake_quantized
@@ -39,14 +26,6 @@ struct RoundingState {
   int8_t* best_codes = nullptr;       // [elements], signed storage
   float* best_scale = nullptr;        // [groups]
   float* best_zero_point = nullptr;   // [groups], unsigned
-  int64_t groups = 0;
-  int64_t group_size = 0;
-  int bits = 4;
-  bool symmetric = true;
-  WeightStorage storage = WeightStorage::kFloat32;
-
-  int64_t units_per_group() const { return (group_size + kUnitElements - 1) / kUnitElements; }
-  int64_t units() const { return groups * units_per_group(); }
 };
 
 }  // namespace ptq

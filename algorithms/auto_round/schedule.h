@@ -1,4 +1,5 @@
-// Auto-Round's learning rates and batches (auto_round 0.16.1, sign_round/sign_sgd.py).
+// Learning rates and batches: Auto-Round's (auto_round 0.16.1, sign_round/sign_sgd.py) and those of
+// the learned-scale recipe (docs/tuning.md).
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_SCHEDULE_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_SCHEDULE_H_
 
@@ -13,6 +14,16 @@ double DefaultLearningRate(int64_t iterations, int bits);
 
 // rate · (1 - k / iterations) for k = 0 .. iterations - 1. iterations >= 1.
 std::vector<float> LinearDecay(double rate, int64_t iterations);
+
+// The learned-scale recipe's: sums to half of this whatever the number of iterations. 1 for 30 and
+// more, .7 at 20, .6 at 15, .5 for 12 and fewer, linear in between.
+double LearnedScalePeak(int64_t iterations);
+
+// peak / iterations · (1 + cos(pi k / iterations)) / 2 for k = 0 .. iterations - 1. iterations >= 1.
+std::vector<float> CosineDecay(double peak, int64_t iterations);
+
+// Adam's 1 / (1 - decay^(k+1)) for k = 0 .. iterations - 1. 0 < decay < 1.
+std::vector<float> MomentCorrections(double decay, int64_t iterations);
 
 // Indices of `samples` samples for `iterations` batches, [iterations · batch] row by row. Each
 // epoch is a fresh permutation, cut into batches in order; what is left when less than a batch

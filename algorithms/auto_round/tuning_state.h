@@ -34,8 +34,11 @@ struct TuningState {
 
 // Learning rates by step and where in them a step is; see TuningState.
 struct StepRates {
-  const float* value = nullptr;  // [iterations]: of V
-  const float* range = nullptr;  // [iterations]: of alpha and beta
+  const float* value = nullptr;  // [iterations]: of V or U
+  const float* range = nullptr;  // [iterations]: of alpha and beta, or of t
+  // Adam's: 1 / (1 - decay^(k+1)), [iterations]; none in signed descent.
+  const float* first_correction = nullptr;
+  const float* second_correction = nullptr;
   const int64_t* step = nullptr;
   const int32_t* improved = nullptr;  // keep codes and scales before the step if 1
 };

@@ -6,13 +6,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "algorithms/auto_round/learned_scale_state.h"
 #include "algorithms/auto_round/rounding_state.h"
 #include "algorithms/auto_round/tuning_state.h"
 
 namespace ptq {
 
 struct CudaApi {
-  static constexpr int kVersion = 1;
+  static constexpr int kVersion = 2;
   int version;
 
   // Kernels of algorithms/auto_round: the host loops of the same names, over all groups and units.
@@ -20,7 +21,9 @@ struct CudaApi {
   // KeepCodes and KeepScales if *rates.improved, then StepValues and StepRanges.
   int (*step_rounding)(const RoundingState& state, const StepRates& rates, void* stream);
   int (*tuning_loss)(const TuningState& state, void* stream);  // LossOfTokens, FinishLoss
-  int (*advance_step)(int64_t* step, void* stream);            // ++*step
+  int (*fake_quantize_positions)(const LearnedScaleState& state, void* stream);
+  // StepPositions and StepFactors.
+  int (*step_positions)(const LearnedScaleState& state, const StepRates& rates, void* stream);
   const char* (*error_string)(int error);
 
   // libtorch's CUDA side. These may throw c10::Error.

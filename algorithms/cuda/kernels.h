@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "algorithms/auto_round/learned_scale_state.h"
 #include "algorithms/auto_round/rounding_state.h"
 #include "algorithms/auto_round/tuning_state.h"
 
@@ -13,7 +14,8 @@ namespace ptq {
 int LaunchFakeQuantize(const RoundingState& state, void* stream);
 int LaunchStepRounding(const RoundingState& state, const StepRates& rates, void* stream);
 int LaunchTuningLoss(const TuningState& state, void* stream);
-int LaunchAdvanceStep(int64_t* step, void* stream);
+int LaunchFakeQuantizePositions(const LearnedScaleState& state, void* stream);
+int LaunchStepPositions(const LearnedScaleState& state, const StepRates& rates, void* stream);
 
 }  // namespace ptq
 

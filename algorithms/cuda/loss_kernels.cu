@@ -1,5 +1,4 @@
-// The block reconstruction loss with its gradient on a CUDA device, and the step counter: the host
-// loops of auto_round/loss_loops.h, built with -fmad=false.
+// The block reconstruction loss with its gradient on a CUDA device: the host loops of auto_round/loss_loops.h, built with -fmad=false.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -94,8 +93,6 @@ __global__ void __launch_bounds__(kFinishThreads) FinishLossKernel(TuningState s
   }
 }
 
-__global__ void AdvanceKernel(int64_t* step) { ++*step; }
-
 }  // namespace
 
 int LaunchTuningLoss(const TuningState& state, void* stream) {
@@ -114,11 +111,6 @@ int LaunchTuningLoss(const TuningState& state, void* stream) {
       break;
   }
   FinishLossKernel<<<1, kFinishThreads, 0, cuda_stream>>>(state);
-  return cudaGetLastError();
-}
-
-int LaunchAdvanceStep(int64_t* step, void* stream) {
-  AdvanceKernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(step);
   return cudaGetLastError();
 }
 

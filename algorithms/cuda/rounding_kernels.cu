@@ -32,21 +32,6 @@ __device__ float WarpSum(float x) {
   return x;
 }
 
-struct Unit {
-  int64_t group;
-  int64_t begin;
-  int64_t length;
-};
-__device__ Unit UnitAt(const RoundingState& state, int64_t index) {
-  const int64_t per_group =
-      (state.group_size + RoundingState::kUnitElements - 1) / RoundingState::kUnitElements;
-  const int64_t group = index / per_group;
-  const int64_t first = (index % per_group) * RoundingState::kUnitElements;
-  const int64_t left = state.group_size - first;
-  return Unit{group, group * state.group_size + first,
-              left < RoundingState::kUnitElements ? left : RoundingState::kUnitElements};
-}
-
 __device__ r::GroupParameters ParametersOf(const RoundingState& state, int64_t group) {
   return r::ChooseGroupParameters(state.minimum[group], state.maximum[group], state.alpha[group],
                                   state.beta[group], state.bits, state.symmetric);
@@ -61,7 +46,7 @@ __global__ void __launch_bounds__(kThreads) FakeQuantizeKernel(RoundingState sta
   if (index >= units) {
     return;
   }
-  const Unit unit = UnitAt(state, index);
+  const WeightUnit unit = UnitAt(state, index);
   const r::GroupParameters group = ParametersOf(state, unit.group);
   if (lane == 0 && unit.begin == unit.group * state.group_size) {
     state.scale[unit.group] = group.scale;
@@ -107,7 +92,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   const bool improved = *rates.improved != 0;
   const float rate = rates.value[*rates.step];
-  const Unit unit = UnitAt(state, index);
+  const WeightUnit unit = UnitAt(state, index);
   const float scale = state.scale[unit.group];
   const float zero_point = state.zero_point[unit.group];
   const float step = scale < 0.0f ? -rate : rate;

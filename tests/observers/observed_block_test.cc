@@ -68,7 +68,7 @@ TEST_F(BlockInputObserverTest, ChainsSeparateBehindAQuantizedBlock) {
 
   const std::vector<at::Tensor> rounded = Rounded(*first_);
   const at::Tensor quantized = Run(*first_, embedded, rounded);
-  ASSERT_THAT(observer_->Advance(observed, rounded), testing::IsOk());
+  ASSERT_THAT(observer_->Advance(*observed.block, rounded), testing::IsOk());
   EXPECT_TRUE(observer_->inputs().full_precision.equal(observed.targets));
   EXPECT_TRUE(observer_->inputs().quantized.equal(quantized));
   EXPECT_FALSE(quantized.equal(observed.targets));
@@ -76,7 +76,7 @@ TEST_F(BlockInputObserverTest, ChainsSeparateBehindAQuantizedBlock) {
 
 TEST_F(BlockInputObserverTest, StatisticsAreOfTheQuantizedChainTargetsOfTheOther) {
   PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock before, observer_->Observe(*first_));
-  ASSERT_THAT(observer_->Advance(before, Rounded(*first_)), testing::IsOk());
+  ASSERT_THAT(observer_->Advance(*before.block, Rounded(*first_)), testing::IsOk());
   PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*second_));
 
   LinearObserver expected(*second_);
@@ -99,20 +99,20 @@ TEST_F(BlockInputObserverTest, AnUndefinedWeightMeansTheBlocksOwn) {
   std::vector<at::Tensor> expected = weights;
   weights[3] = at::Tensor();
   expected[3] = first_->linears()[3].weight;
-  ASSERT_THAT(observer_->Advance(observed, weights), testing::IsOk());
+  ASSERT_THAT(observer_->Advance(*observed.block, weights), testing::IsOk());
   EXPECT_TRUE(observer_->inputs().quantized.equal(Run(*first_, embedded, expected)));
 }
 
 TEST_F(BlockInputObserverTest, ChainsStayEqualWhileNothingIsQuantized) {
   PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock first, observer_->Observe(*first_));
-  ASSERT_THAT(observer_->Advance(first, std::vector<at::Tensor>(7)), testing::IsOk());
+  ASSERT_THAT(observer_->Advance(*first.block, std::vector<at::Tensor>(7)), testing::IsOk());
   EXPECT_TRUE(observer_->inputs().quantized.equal(first.targets));
   const at::Tensor entering = observer_->inputs().quantized.clone();
 
   PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock second, observer_->Observe(*second_));
   const std::vector<at::Tensor> rounded = Rounded(*second_);
   const at::Tensor expected = Run(*second_, entering, rounded);
-  ASSERT_THAT(observer_->Advance(second, rounded), testing::IsOk());
+  ASSERT_THAT(observer_->Advance(*second.block, rounded), testing::IsOk());
   EXPECT_TRUE(observer_->inputs().full_precision.equal(second.targets));
   EXPECT_TRUE(observer_->inputs().quantized.equal(expected));
 }
@@ -121,7 +121,7 @@ TEST_F(BlockInputObserverTest, WrongArgumentsAreRefused) {
   EXPECT_THAT(BlockInputObserver::Create(*model_, ids_, 0),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("micro-batch")));
   PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*first_));
-  EXPECT_THAT(observer_->Advance(observed, {}),
+  EXPECT_THAT(observer_->Advance(*observed.block, {}),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("0 quantized weights were given for 7 linear layers")));
 }

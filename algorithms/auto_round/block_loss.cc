@@ -1,0 +1,117 @@
+#include "algorithms/auto_round/block_loss.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+
+#include <limits>
+
+#include "algorithms/auto_round/device_kernels.h"
+#include "algorithms/auto_round/loss_loops.h"
+
+namespace ptq {
+namespace {
+
+// Of the mean square of a token's target, relative to all tokens': below it the weight stays.
+constexpr double kLeastSquare = 1e-6;
+
+HiddenDtype HiddenDtypeOf(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return HiddenDtype::kFloat32;
+    case at::kBFloat16:
+      return HiddenDtype::kBFloat16;
+    case at::kHalf:
+      return HiddenDtype::kHalf;
+    default:
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          false, "Auto-Round computes in float32, bfloat16 and float16, not ", dtype);
+  }
+}
+
+at::Tensor TokenWeights(const at::Tensor& targets, const at::Tensor& mask) {
+  at::Tensor squares = at::empty(mask.sizes(), mask.options());
+  for (int64_t sample = 0; sample < targets.size(0); ++sample) {  // one in float32 at a time
+    squares.select(0, sample).copy_(targets.select(0, sample).to(at::kFloat).square().mean(-1));
+  }
+  const at::Tensor counts = mask.ne(0).to(at::kFloat);
+  // A masked token's values do not matter, not even if they are not finite.
+  squares = at::where(counts.ne(0), squares, at::zeros_like(squares));
+  const at::Tensor total = counts.sum().clamp_min(1);
+  const at::Tensor least = squares.sum() / total * kLeastSquare;
+  const at::Tensor weights =
+      counts / at::maximum(squares, least).clamp_min(std::numeric_limits<float>::min());
+  return weights * (total / weights.sum());
+}
+
+}  // namespace
+
+SquaredErrorLoss::SquaredErrorLoss(const LossInputs& inputs) : inputs_(inputs) {
+  const at::TensorOptions on_device = inputs.targets.options();
+  const int64_t batch = inputs.order.size(1);
+  best_loss_ = at::empty({1}, on_device.dtype(at::kFloat));
+  best_step_ = at::empty({1}, on_device.dtype(at::kLong));
+  improved_ = at::empty({1}, on_device.dtype(at::kInt));
+  token_sums_ = at::zeros({batch, inputs.targets.size(1)}, on_device.dtype(at::kFloat));
+  Reset();
+  state_.targets = inputs.targets.const_data_ptr();
+  state_.mask = inputs.mask.const_data_ptr<float>();
+  state_.order = inputs.order.const_data_ptr<int64_t>();
+  state_.token_sums = token_sums_.mutable_data_ptr<float>();
+  state_.step = inputs.step.mutable_data_ptr<int64_t>();
+  state_.loss_curve = inputs.loss_curve.mutable_data_ptr<float>();
+  state_.best_loss = best_loss_.mutable_data_ptr<float>();
+  state_.best_step = best_step_.mutable_data_ptr<int64_t>();
+  state_.improved = improved_.mutable_data_ptr<int32_t>();
+  state_.batch = batch;
+  state_.length = inputs.targets.size(1);
+  state_.width = inputs.targets.size(2);
+  state_.dtype = HiddenDtypeOf(inputs.targets.scalar_type());
+}
+
+void SquaredErrorLoss::Reset() {
+  best_loss_.fill_(std::numeric_limits<float>::infinity());
+  best_step_.fill_(-1);
+  improved_.zero_();
+}
+
+at::Tensor SquaredErrorLoss::Gradient(const at::Tensor& output) {
+  at::Tensor gradient = at::empty_like(output, output.options(), at::MemoryFormat::Contiguous);
+  state_.output = output.const_data_ptr();
+  state_.gradient = gradient.mutable_data_ptr();
+  state_.gradient_scale = gradient_scale;
+  if (output.is_cuda()) {
+    CheckCuda(CudaKernels().tuning_loss(state_, CudaKernels().current_stream()));
+  } else {
+    at::parallel_for(0, state_.tokens(), 64,
+                     [this](int64_t begin, int64_t end) { LossOfTokens(state_, begin, end); });
+    FinishLoss(state_);
+  }
+  return gradient;
+}
+
+FisherLoss::FisherLoss(const LossInputs& inputs, const at::Tensor& fisher, double weight)
+    : inputs_(inputs), token_weights_(TokenWeights(inputs.targets, inputs.mask)) {
+  const at::ScalarType dtype = inputs.targets.scalar_type();
+  const at::Tensor wide = fisher.to(inputs.targets.device(), at::kFloat);
+  metric_ = (wide * (weight / wide.diagonal().mean().clamp_min(1e-30)) +
+             at::eye(wide.size(0), wide.options()) * (1.0 - weight))
+                .to(dtype == at::kHalf ? at::kBFloat16 : dtype);
+  steps_ = at::arange(inputs.loss_curve.size(0), inputs.step.options());
+}
+
+at::Tensor FisherLoss::Gradient(const at::Tensor& output) {
+  const at::Tensor rows = inputs_.order.index_select(0, inputs_.step).view({-1});
+  const at::Tensor mask = inputs_.mask.index_select(0, rows).unsqueeze(-1);
+  const at::Tensor raw = output.to(at::kFloat) - inputs_.targets.index_select(0, rows);
+  const at::Tensor difference = at::where(mask.eq(0), at::zeros({}, raw.options()), raw * mask);
+  const at::Tensor product =
+      at::matmul(difference.to(metric_.scalar_type()), metric_).to(at::kFloat);
+  const at::Tensor weights = token_weights_.index_select(0, rows).unsqueeze(-1);
+  const at::Tensor count = mask.ne(0).sum().to(at::kFloat) * static_cast<double>(output.size(-1));
+  const at::Tensor loss = ((difference * product).sum(-1, true) * weights).sum() / count;
+  inputs_.loss_curve.copy_(at::where(steps_.eq(inputs_.step), loss, inputs_.loss_curve));
+  return (product * (weights * mask * gradient_scale)).to(output.scalar_type());
+}
+
+}  // namespace ptq

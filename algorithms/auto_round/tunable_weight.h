@@ -1,0 +1,33 @@
+// One linear layer's weight while it is tuned: what the tuning loop asks of each recipe's
+// parameters.
+#ifndef PTQ_ALGORITHMS_AUTO_ROUND_TUNABLE_WEIGHT_H_
+#define PTQ_ALGORITHMS_AUTO_ROUND_TUNABLE_WEIGHT_H_
+
+#include <ATen/core/Tensor.h>
+
+#include "algorithms/affine/affine_quantized_tensor.h"
+#include "algorithms/auto_round/tuning_state.h"
+
+namespace ptq {
+
+// Works on the weight's device: host loops, or the kernels of libptq_cuda.so. Autograd never sees
+// it. Methods throw c10::Error. Thread-compatible.
+class TunableWeight {
+ public:
+  virtual ~TunableWeight() = default;
+
+  // Writes the weight that the current parameters decode to, [N, K] contiguous, of the weight's
+  // dtype.
+  virtual void FakeQuantize(const at::Tensor& output) = 0;
+
+  // One step of descent from `gradient` = dL / d output of the last FakeQuantize (contiguous, same
+  // shape and dtype; its scale does not matter), at the rates of step *rates.step.
+  virtual void Step(const at::Tensor& gradient, const StepRates& rates) = 0;
+
+  // The codes and scales that the recipe keeps.
+  virtual AffineQuantizedTensor Record() const = 0;
+};
+
+}  // namespace ptq
+
+#endif  // PTQ_ALGORITHMS_AUTO_ROUND_TUNABLE_WEIGHT_H_

@@ -1,0 +1,47 @@
+#include "algorithms/auto_round/weight_tensor.h"
+
+#include <c10/util/Exception.h>
+
+#include "algorithms/affine/affine_primitives.h"
+
+namespace ptq {
+namespace {
+
+WeightStorage StorageOf(at::ScalarType compute_dtype, at::ScalarType stored_dtype) {
+  switch (compute_dtype) {
+    case at::kBFloat16:
+      return WeightStorage::kBFloat16;
+    case at::kHalf:
+      return WeightStorage::kHalf;
+    case at::kFloat:
+      return stored_dtype == at::kBFloat16 ? WeightStorage::kFloat32RoundedToBFloat16
+             : stored_dtype == at::kHalf   ? WeightStorage::kFloat32RoundedToHalf
+                                           : WeightStorage::kFloat32;
+    default:
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          false, "Auto-Round tunes float32, bfloat16 and float16 weights, not ", compute_dtype);
+  }
+}
+
+}  // namespace
+
+WeightLayout LayoutOf(const at::Tensor& weight, at::ScalarType stored_dtype,
+                      const QuantizationScheme& scheme) {
+  const auto [b0, b1] = BlockSizeOf(scheme, weight.size(0), weight.size(1));
+  WeightLayout layout;
+  layout.group_size = b0 * b1;
+  layout.groups = weight.numel() / layout.group_size;
+  layout.bits = scheme.bits;
+  layout.symmetric = scheme.symmetric;
+  layout.storage = StorageOf(weight.scalar_type(), stored_dtype);
+  return layout;
+}
+
+void CheckLikeWeight(const at::Tensor& tensor, at::IntArrayRef sizes,
+                     const at::TensorOptions& options) {
+  TORCH_CHECK(tensor.is_contiguous() && tensor.sizes() == sizes &&
+                  tensor.dtype() == options.dtype(),
+              "the fake-quantized weight and its gradient must be like the weight and contiguous");
+}
+
+}  // namespace ptq

@@ -1,0 +1,185 @@
+#include "observers/fisher_observer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+
+#include "common/status_macros.h"
+#include "common/torch_status.h"
+#include "observers/hidden_store.h"
+
+namespace ptq {
+namespace {
+
+// Logits that exist at once, a few copies of them: 64 MiB each in float32.
+constexpr int64_t kLogitsPerChunk = int64_t{1} << 24;
+
+// The finalizer of MurmurHash3 (Appleby 2011) on int32, in place.
+void Mix(at::Tensor& x) {
+  const auto shift_xor = [&x](int64_t bits) {
+    // Logical shifts: the sign does not come along.
+    x.bitwise_xor_(x.__rshift__(bits).bitwise_and_((int64_t{1} << (32 - bits)) - 1));
+  };
+  shift_xor(16);
+  x.mul_(static_cast<int32_t>(0x85ebca6b));
+  shift_xor(13);
+  x.mul_(static_cast<int32_t>(0xc2b2ae35));
+  shift_xor(16);
+}
+
+uint64_t SplitMix64(uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+// dCE / d hidden of `hidden` [n, D], the last block's outputs, in its dtype.
+at::Tensor HeadGradient(const LanguageModelHead& head, const at::Tensor& hidden, uint64_t seed,
+                        int64_t first_token) {
+  at::Tensor leaf = hidden.detach();
+  leaf.set_requires_grad(true);
+  at::Tensor normalized;
+  {
+    const at::AutoGradMode with_grad(true);
+    normalized = head.Normalize(leaf);
+  }
+  const at::Tensor logits = head.Project(normalized.detach());
+  const at::Tensor labels = SampleLabels(logits, seed, first_token);
+  // Comparing instead of scattering: deterministic on every device.
+  const at::Tensor columns = at::arange(logits.size(1), labels.options());
+  const at::Tensor probabilities =
+      logits.softmax(-1).sub_(columns.eq(labels.unsqueeze(1)).to(at::kFloat));
+  const at::Tensor gradient = at::mm(probabilities.to(head.head_weight.scalar_type()),
+                                     head.head_weight);
+  return torch::autograd::grad({normalized}, {leaf}, {gradient.to(normalized.scalar_type())})[0];
+}
+
+// sum over tokens of rms(y)² g gᵀ, added to `sum` [D, D] float32.
+void AddOuterProducts(const at::Tensor& output, const at::Tensor& gradient, at::Tensor& sum) {
+  const at::NoTF32Guard no_tf32;
+  const at::Tensor rms = output.to(at::kFloat).square().mean(-1, true).sqrt();
+  const at::Tensor rows = (gradient.to(at::kFloat) * rms).flatten(0, -2);
+  sum.addmm_(rows.t(), rows);
+}
+
+}  // namespace
+
+at::Tensor SampleLabels(const at::Tensor& logits, uint64_t seed, int64_t first_row) {
+  const at::NoGradGuard no_grad;
+  const int64_t rows = logits.size(0);
+  at::Tensor row_keys = at::empty({rows, 1}, at::kInt);
+  for (int64_t row = 0; row < rows; ++row) {
+    row_keys.mutable_data_ptr<int32_t>()[row] = static_cast<int32_t>(
+        SplitMix64(SplitMix64(seed) + static_cast<uint64_t>(first_row + row)) >> 32);
+  }
+  at::Tensor columns =
+      at::arange(logits.size(1), logits.options().dtype(at::kInt)).mul_(int32_t{0x3c6ef372});
+  at::Tensor bits = row_keys.to(logits.device()).bitwise_xor(columns);
+  Mix(bits);
+  // 24 bits in the middle of their interval: never 0 or 1.
+  at::Tensor noise = bits.bitwise_and_(0xFFFFFF).to(at::kFloat).add_(0.5).div_(16777216.0);
+  noise.log_().neg_().log_().neg_();
+  return noise.add_(logits).argmax(-1);
+}
+
+absl::Status FisherObserver::Observe(
+    const at::Tensor& ids, const CancellationToken& cancel,
+    const std::function<void(double)>& progress,
+    const std::function<absl::Status(int64_t, const at::Tensor&)>& consume) {
+  return CatchTorchErrors("Fisher pass", [&]() -> absl::Status {
+    const c10::InferenceMode no_inference(false);
+    const at::NoGradGuard no_grad;
+    const int64_t blocks = model_.block_count();
+    const int64_t samples = ids.size(0);
+    const int64_t length = ids.size(1);
+    const int64_t step = options_.micro_batch;
+    const RotaryTable rotary = model_.MakeRotaryTable(length);
+    // Forward and backward of a block cost about one to three.
+    const double all_work = static_cast<double>(blocks) * 4 + 1;
+    double work = 0;
+    const auto advance = [&](double done) {
+      work += done;
+      if (progress) progress(std::min(1.0, work / all_work));
+    };
+
+    // Slot b: the output of block b. The last one: the gradient of the block in hand's output.
+    PTQ_ASSIGN_OR_RETURN(at::Tensor hidden, model_.Embed(ids));
+    const std::vector<int64_t> shape = hidden.sizes().vec();
+    const at::TensorOptions options = hidden.options();
+    PTQ_ASSIGN_OR_RETURN(
+        HiddenStore store,
+        HiddenStore::Create(blocks + 1, shape, options,
+                            {.device_bytes = options_.device_bytes,
+                             .folder = options_.scratch_folder}));
+    const int64_t gradient_slot = blocks;
+    for (int64_t index = 0; index < blocks; ++index) {
+      PTQ_ASSIGN_OR_RETURN(const auto block, model_.LoadBlock(index));
+      for (int64_t begin = 0; begin < samples; begin += step) {
+        PTQ_RETURN_IF_ERROR(cancel.Check());
+        const int64_t count = std::min(step, samples - begin);
+        at::Tensor input = hidden.defined() ? hidden.narrow(0, begin, count) : at::Tensor();
+        if (!input.defined()) {
+          PTQ_ASSIGN_OR_RETURN(input, store.Read(index - 1, begin, count));
+        }
+        PTQ_RETURN_IF_ERROR(store.Write(index, begin, block->Forward(input, rotary)));
+      }
+      hidden = at::Tensor();  // the embedding, which only the first block reads
+      advance(1);
+    }
+
+    {
+      PTQ_ASSIGN_OR_RETURN(const LanguageModelHead head, model_.LoadHead());
+      const int64_t tokens = std::max<int64_t>(1, kLogitsPerChunk / head.head_weight.size(0));
+      for (int64_t begin = 0; begin < samples; begin += step) {
+        const int64_t count = std::min(step, samples - begin);
+        PTQ_ASSIGN_OR_RETURN(const at::Tensor output, store.Read(blocks - 1, begin, count));
+        const at::Tensor rows = output.flatten(0, 1);
+        at::Tensor gradient = at::empty_like(rows);
+        for (int64_t row = 0; row < rows.size(0); row += tokens) {
+          PTQ_RETURN_IF_ERROR(cancel.Check());
+          const int64_t chunk = std::min(tokens, rows.size(0) - row);
+          gradient.narrow(0, row, chunk)
+              .copy_(HeadGradient(head, rows.narrow(0, row, chunk), options_.seed,
+                                  begin * length + row));
+        }
+        PTQ_RETURN_IF_ERROR(store.Write(gradient_slot, begin, gradient.view(output.sizes())));
+      }
+      advance(1);
+    }
+
+    for (int64_t index = blocks - 1; index >= 0; --index) {
+      PTQ_ASSIGN_OR_RETURN(const auto block, model_.LoadBlock(index));
+      at::Tensor fisher =
+          at::zeros({shape[2], shape[2]}, options.dtype(at::kFloat));
+      for (int64_t begin = 0; begin < samples; begin += step) {
+        PTQ_RETURN_IF_ERROR(cancel.Check());
+        const int64_t count = std::min(step, samples - begin);
+        PTQ_ASSIGN_OR_RETURN(const at::Tensor output, store.Read(index, begin, count));
+        PTQ_ASSIGN_OR_RETURN(const at::Tensor gradient, store.Read(gradient_slot, begin, count));
+        AddOuterProducts(output, gradient, fisher);
+        if (index == 0) continue;  // nothing is observed below
+        PTQ_ASSIGN_OR_RETURN(const at::Tensor below, store.Read(index - 1, begin, count));
+        at::Tensor leaf = below.detach();
+        leaf.set_requires_grad(true);
+        at::Tensor again;
+        {
+          const at::AutoGradMode with_grad(true);
+          again = block->Forward(leaf, rotary);
+        }
+        PTQ_RETURN_IF_ERROR(store.Write(
+            gradient_slot, begin, torch::autograd::grad({again}, {leaf}, {gradient})[0]));
+      }
+      PTQ_RETURN_IF_ERROR(
+          consume(index, fisher.div_(static_cast<double>(samples * length))));
+      advance(3);
+    }
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace ptq
