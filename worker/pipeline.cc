@@ -63,7 +63,7 @@ std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
   switch (plan.spec.algorithm) {
     case Algorithm::kAutoRound: {
       AutoRoundOptions options;
-      options.iterations = plan.spec.iterations;
+      options.iterations = plan.spec.EffectiveIterations();
       options.batch_size = plan.spec.batch_size;
       return std::make_unique<AutoRoundBlockQuantizer>(plan.stored_dtype, options);
     }
