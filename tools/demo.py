@@ -16,7 +16,7 @@ EXAMPLES = ROOT / "examples"
 SCHEME = ["--bits", "4", "--group-size", "128"]
 DATA = ["--calibration", str(EXAMPLES / "calibration.jsonl"), "--samples", "64", "--sequence-length", "512",
         "--evaluation", str(EXAMPLES / "evaluation.txt"), "--evaluation-samples", "64"]
-# Fewer steps than the default 200: the demo is meant to fit in four minutes on two cores without AMX.
+# Fewer steps than the default recipe's 60: the demo is meant to fit in four minutes on two cores without AMX.
 JOBS = {"rtn": [], "gptq": [], "auto-round": ["--iterations", "40"]}
 
 

@@ -64,8 +64,8 @@ def time_peer(iterations, device, windows_file):
 
 
 def time_ours(worker, iterations, device, folder):
-    spec = {"model": str(MODEL), "calibration": str(CALIBRATION), "algorithm": "auto-round", "bits": 4,
-            "group_size": 128, "iterations": iterations, "batch_size": BATCH, "samples": SAMPLES,
+    spec = {"model": str(MODEL), "calibration": str(CALIBRATION), "algorithm": "auto-round", "recipe": "paper",
+            "bits": 4, "group_size": 128, "iterations": iterations, "batch_size": BATCH, "samples": SAMPLES,
             "sequence_length": LENGTH, "seed": 42, "device": device}
     (folder / "job.json").write_text(json.dumps(spec))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

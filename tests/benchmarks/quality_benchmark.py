@@ -25,9 +25,10 @@ ROWS = [
     ("gptq W4G128", {"algorithm": "gptq", "bits": 4}, 0.061, False),
     ("gptq W3G128", {"algorithm": "gptq", "bits": 3}, 0.245, False),
     ("gptq W2G128", {"algorithm": "gptq", "bits": 2}, 1.30, False),
-    ("auto-round W4G128", {"algorithm": "auto-round", "bits": 4}, 0.0509, True),
-    ("auto-round W3G128", {"algorithm": "auto-round", "bits": 3}, 0.1973, True),
-    ("auto-round W4G128 asymmetric", {"algorithm": "auto-round", "bits": 4, "asymmetric": True}, 0.0481, True),
+    ("auto-round W4G128", {"algorithm": "auto-round", "recipe": "paper", "bits": 4}, 0.0509, True),
+    ("auto-round W3G128", {"algorithm": "auto-round", "recipe": "paper", "bits": 3}, 0.1973, True),
+    ("auto-round W4G128 asymmetric", {"algorithm": "auto-round", "recipe": "paper", "bits": 4, "asymmetric": True}, 0.0481,
+     True),
 ]
 
 

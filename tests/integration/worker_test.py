@@ -107,8 +107,8 @@ def test_the_page_lists_the_digests_of_all_inputs_and_outputs(tiny_model, tmp_pa
 def test_every_algorithm_reports_errors_evaluates_and_repeats_its_bytes(tiny_model, tmp_path, algorithm):
     text = tmp_path / "evaluation.txt"
     text.write_text((EXAMPLES / "evaluation.txt").read_text()[:40000])
-    spec = spec_of(tiny_model, algorithm=algorithm, iterations=5, **CALIBRATED, evaluation=str(text),
-                   evaluation_samples=8)
+    quick = {"iterations": 5} if algorithm == "auto-round" else {}
+    spec = spec_of(tiny_model, algorithm=algorithm, **quick, **CALIBRATED, evaluation=str(text), evaluation_samples=8)
     first = run(tmp_path / "first", spec)
     second = run(tmp_path / "second", spec)
     assert folder_digests(first.output) == folder_digests(second.output)
@@ -247,6 +247,8 @@ def test_a_stray_temporary_file_is_swept_away(tiny_model, tmp_path, undisturbed)
     ({"rule": ["model.nothing:skip"]}, "model.nothing"), ({"rule": [".*:skip"]}, "skip every layer"),
     ({"model": "/nowhere"}, "/nowhere"), ({"calibration": "/nowhere.jsonl"}, "/nowhere.jsonl"),
     ({"algorithm": "gptq", "calibration": ""}, "calibration"), ({"seed": -1}, "seed"),
+    ({"algorithm": "gptq", "iterations": 5}, "iterations: 5 goes with algorithm auto-round alone"),
+    ({"recipe": "paper", "fisher_tokens": 0}, "no Fisher metric"), ({"recipe": "quick"}, "quick"),
     ({"evaluation": "text.pdf"}, "text.pdf")])
 def test_a_bad_spec_exits_2_with_one_sentence(tiny_model, tmp_path, change, expected):
     worker = run(tmp_path / "out", {**spec_of(tiny_model, group_size=32), **change}, code=2)

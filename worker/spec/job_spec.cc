@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <iterator>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
@@ -110,8 +111,10 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   if (key == "group_size") return Assign(key, value, &spec->group_size);
   if (key == "asymmetric") return Assign(key, value, &spec->asymmetric);
   if (key == "scale_rule") return AssignName(key, value, ParseScaleRule, &spec->scale_rule);
+  if (key == "recipe") return AssignName(key, value, ParseRecipe, &spec->recipe);
   if (key == "iterations") return Assign(key, value, &spec->iterations);
   if (key == "batch_size") return Assign(key, value, &spec->batch_size);
+  if (key == "fisher_tokens") return Assign(key, value, &spec->fisher_tokens);
   if (key == "samples") return Assign(key, value, &spec->samples);
   if (key == "sequence_length") return Assign(key, value, &spec->sequence_length);
   if (key == "seed") return Assign(key, value, &spec->seed);
@@ -123,6 +126,39 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   return absl::InvalidArgumentError("unknown key " + Quote(key));
 }
 
+// The options of auto-round.
+absl::Status CheckTuning(const JobSpec& spec) {
+  PTQ_RETURN_IF_ERROR(CheckRange("iterations", spec.iterations, 0, kMaxIterations));
+  PTQ_RETURN_IF_ERROR(CheckRange("batch_size", spec.batch_size, 1, kMaxBatchSize));
+  const JobSpec defaults;
+  if (spec.fisher_tokens != defaults.fisher_tokens &&
+      (spec.fisher_tokens < 0 || spec.fisher_tokens > kMaxCalibrationTokens)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "fisher_tokens: %d is neither -1 (chosen by the model's width) nor in 0..%d",
+        spec.fisher_tokens, kMaxCalibrationTokens));
+  }
+  if (spec.algorithm == Algorithm::kAutoRound) {
+    if (spec.recipe == TuningRecipe::kPaper && spec.fisher_tokens != defaults.fisher_tokens) {
+      return absl::InvalidArgumentError(
+          "fisher_tokens: the paper's recipe has no Fisher metric; leave it out or choose recipe "
+          "fast, default or best");
+    }
+    return absl::OkStatus();
+  }
+  const auto refuse = [&spec](const char* field, const auto& value) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, ": ", value, " goes with algorithm auto-round alone, not with ",
+        AlgorithmName(spec.algorithm), "; leave it out or choose algorithm auto-round"));
+  };
+  if (spec.recipe != defaults.recipe) return refuse("recipe", RecipeName(spec.recipe));
+  if (spec.iterations != defaults.iterations) return refuse("iterations", spec.iterations);
+  if (spec.batch_size != defaults.batch_size) return refuse("batch_size", spec.batch_size);
+  if (spec.fisher_tokens != defaults.fisher_tokens) {
+    return refuse("fisher_tokens", spec.fisher_tokens);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 const char* AlgorithmName(Algorithm algorithm) {
@@ -132,6 +168,7 @@ const char* DeviceName(DeviceChoice device) { return kDeviceNames[static_cast<si
 const char* OutputFormatName(OutputFormat format) {
   return kOutputFormatNames[static_cast<size_t>(format)];
 }
+const char* RecipeName(TuningRecipe recipe) { return kRecipeNames[static_cast<size_t>(recipe)]; }
 const char* ScaleRuleName(ScaleRule rule) { return kScaleRuleNames[static_cast<size_t>(rule)]; }
 
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name) {
@@ -142,6 +179,9 @@ absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name) {
 }
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name) {
   return ParseName<OutputFormat>(kOutputFormatNames, name);
+}
+absl::StatusOr<TuningRecipe> ParseRecipe(const std::string& name) {
+  return ParseName<TuningRecipe>(kRecipeNames, name);
 }
 absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name) {
   return ParseName<ScaleRule>(kScaleRuleNames, name);
@@ -157,8 +197,10 @@ Json JobSpecToJson(const JobSpec& spec) {
   json["group_size"] = spec.group_size;
   json["asymmetric"] = spec.asymmetric;
   json["scale_rule"] = ScaleRuleName(spec.scale_rule);
+  json["recipe"] = RecipeName(spec.recipe);
   json["iterations"] = spec.iterations;
   json["batch_size"] = spec.batch_size;
+  json["fisher_tokens"] = spec.fisher_tokens;
   json["samples"] = spec.samples;
   json["sequence_length"] = spec.sequence_length;
   json["seed"] = spec.seed;
@@ -199,8 +241,7 @@ absl::Status ValidateJobSpec(const JobSpec& spec) {
         absl::StrFormat("scale_rule: torchao goes with algorithm rtn alone, not with %s",
                         AlgorithmName(spec.algorithm)));
   }
-  PTQ_RETURN_IF_ERROR(CheckRange("iterations", spec.iterations, 1, kMaxIterations));
-  PTQ_RETURN_IF_ERROR(CheckRange("batch_size", spec.batch_size, 1, kMaxBatchSize));
+  PTQ_RETURN_IF_ERROR(CheckTuning(spec));
   PTQ_RETURN_IF_ERROR(CheckRange("samples", spec.samples, 1, kMaxWindows));
   PTQ_RETURN_IF_ERROR(CheckRange("sequence_length", spec.sequence_length, 1, kMaxWindowLength));
   if (spec.samples * spec.sequence_length > kMaxCalibrationTokens) {

@@ -25,14 +25,20 @@ inline constexpr std::array kOutputFormatNames = {"affine", "dequantized"};
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 inline constexpr std::array kDeviceNames = {"auto", "cpu", "cuda"};
 inline constexpr std::array kScaleRuleNames = {"full-range", "torchao"};
+// How auto-round tunes. Paper: as published; the others: this project's recipe, for so many steps.
+enum class TuningRecipe { kPaper, kFast, kDefault, kBest };
+inline constexpr std::array kRecipeNames = {"paper", "fast", "default", "best"};
+inline constexpr std::array<int64_t, kRecipeNames.size()> kRecipeIterations = {200, 20, 60, 100};
 
 const char* AlgorithmName(Algorithm algorithm);
 const char* DeviceName(DeviceChoice device);
 const char* OutputFormatName(OutputFormat format);
+const char* RecipeName(TuningRecipe recipe);
 const char* ScaleRuleName(ScaleRule rule);
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name);
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name);
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name);
+absl::StatusOr<TuningRecipe> ParseRecipe(const std::string& name);
 absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name);
 
 // Defaults are the documented ones of the command line.
@@ -46,9 +52,13 @@ struct JobSpec {
   int64_t group_size = 128;  // -1 channel, 0 tensor
   bool asymmetric = false;
   ScaleRule scale_rule = ScaleRule::kFullRange;  // torchao: rtn only
-  int64_t iterations = 200;                      // auto-round
+  TuningRecipe recipe = TuningRecipe::kDefault;  // auto-round
+  int64_t iterations = 0;                        // auto-round; 0: the recipe's
   int64_t batch_size = 8;                        // sequences a step, auto-round
-  int64_t samples = 128;                         // calibration windows
+  // Calibration tokens that auto-round's Fisher metric is estimated from, not with recipe paper.
+  // -1: the smaller of the data and max(16384, 16 * width); 0: plain mean squared error.
+  int64_t fisher_tokens = -1;
+  int64_t samples = 128;  // calibration windows
   int64_t sequence_length = 2048;
   uint64_t seed = 42;
   DeviceChoice device = DeviceChoice::kAuto;
@@ -57,6 +67,9 @@ struct JobSpec {
   OutputFormat format = OutputFormat::kAffine;
   std::vector<std::string> rule;  // "PATTERN:bits=8,group_size=32" or "PATTERN:skip", in order
 
+  int64_t EffectiveIterations() const {
+    return iterations != 0 ? iterations : kRecipeIterations[static_cast<size_t>(recipe)];
+  }
   int64_t EffectiveEvaluationWindow() const {
     return evaluation_window > 0 ? evaluation_window : sequence_length;
   }
@@ -70,9 +83,10 @@ Json JobSpecToJson(const JobSpec& spec);
 absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json);
 absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text);
 
-// Ranges and combinations that need no model: bits 2..8, group_size -1, 0 or positive, iterations
-// and sizes positive, torchao's rule with rtn only, calibration present unless rtn, rule syntax and
-// RE2 patterns. kInvalidArgument: "bits: 9 is not in 2..8".
+// Ranges and combinations that need no model: bits 2..8, group_size -1, 0 or positive, sizes
+// positive, torchao's rule with rtn only, auto-round's options with auto-round only, no
+// fisher_tokens with recipe paper, calibration present unless rtn, rule syntax and RE2 patterns.
+// kInvalidArgument: "bits: 9 is not in 2..8".
 absl::Status ValidateJobSpec(const JobSpec& spec);
 
 }  // namespace ptq

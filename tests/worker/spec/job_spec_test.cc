@@ -33,8 +33,9 @@ TEST(JobSpecTest, JsonHasEveryKeyInOrderWithItsDefault) {
   spec.model = "m";
   EXPECT_EQ(DumpJson(JobSpecToJson(spec)),
             R"({"model":"m","calibration":"","evaluation":"","algorithm":"auto-round","bits":4,)"
-            R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","iterations":200,)"
-            R"("batch_size":8,"samples":128,"sequence_length":2048,"seed":42,"device":"auto",)"
+            R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","recipe":"default",)"
+            R"("iterations":0,"batch_size":8,"fisher_tokens":-1,"samples":128,)"
+            R"("sequence_length":2048,"seed":42,"device":"auto",)"
             R"("evaluation_window":0,"evaluation_samples":128,"format":"affine","rule":[]})");
 }
 
@@ -48,8 +49,10 @@ TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
   spec.group_size = -1;
   spec.asymmetric = true;
   spec.scale_rule = ScaleRule::kTorchao;
+  spec.recipe = TuningRecipe::kBest;
   spec.iterations = 7;
   spec.batch_size = 2;
+  spec.fisher_tokens = 4096;
   spec.samples = 5;
   spec.sequence_length = 64;
   spec.seed = ~uint64_t{0};
@@ -96,8 +99,11 @@ TEST(JobSpecTest, RefusesWrongTypesByKey) {
       {"group_size", "true"},
       {"asymmetric", "1"},
       {"scale_rule", "\"x\""},
+      {"recipe", "\"quick\""},
+      {"recipe", "2"},
       {"iterations", "1e2"},
       {"batch_size", "null"},
+      {"fisher_tokens", "\"all\""},
       {"samples", "{}"},
       {"samples", "9223372036854775808"},
       {"sequence_length", "\"\""},
@@ -133,10 +139,30 @@ TEST(JobSpecTest, NamesAreTheFlagsValues) {
     PTQ_ASSERT_OK_AND_ASSIGN(const ScaleRule rule, ParseScaleRule(name));
     EXPECT_STREQ(ScaleRuleName(rule), name);
   }
+  for (const char* name : {"paper", "fast", "default", "best"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const TuningRecipe recipe, ParseRecipe(name));
+    EXPECT_STREQ(RecipeName(recipe), name);
+  }
   EXPECT_THAT(ParseAlgorithm("AWQ"),
               StatusIs(kInvalid, "\"AWQ\" is none of auto-round, gptq, opt-rtn, rtn"));
   EXPECT_EQ(*ParseAlgorithm("auto-round"), Algorithm::kAutoRound);
   EXPECT_EQ(*ParseScaleRule("torchao"), ScaleRule::kTorchao);
+  EXPECT_EQ(*ParseRecipe("best"), TuningRecipe::kBest);
+  EXPECT_THAT(ParseRecipe("Paper"),
+              StatusIs(kInvalid, "\"Paper\" is none of paper, fast, default, best"));
+}
+
+TEST(JobSpecTest, ARecipeHasItsIterationsUnlessTheSpecNamesThem) {
+  JobSpec spec;
+  EXPECT_EQ(spec.EffectiveIterations(), 60);
+  spec.recipe = TuningRecipe::kPaper;
+  EXPECT_EQ(spec.EffectiveIterations(), 200);
+  spec.recipe = TuningRecipe::kFast;
+  EXPECT_EQ(spec.EffectiveIterations(), 20);
+  spec.recipe = TuningRecipe::kBest;
+  EXPECT_EQ(spec.EffectiveIterations(), 100);
+  spec.iterations = 7;
+  EXPECT_EQ(spec.EffectiveIterations(), 7);
 }
 
 TEST(ValidateJobSpecTest, AcceptsTheDefaultsAndTheEdges) {
@@ -145,6 +171,13 @@ TEST(ValidateJobSpecTest, AcceptsTheDefaultsAndTheEdges) {
   spec.group_size = 0;
   spec.bits = 8;
   spec.iterations = spec.batch_size = spec.samples = spec.sequence_length = 1;
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
+  spec.fisher_tokens = 0;
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
+  spec.fisher_tokens = int64_t{1} << 36;
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
+  spec = GoodSpec();
+  spec.recipe = TuningRecipe::kPaper;
   EXPECT_THAT(ValidateJobSpec(spec), IsOk());
   spec = GoodSpec();
   spec.algorithm = Algorithm::kRtn;
@@ -165,9 +198,12 @@ TEST(ValidateJobSpecTest, RefusesValuesOutOfRange) {
   expect_refused([](JobSpec* s) { s->bits = 0; }, "bits: 0 ");
   expect_refused([](JobSpec* s) { s->group_size = -2; }, "group_size: -2 ");
   expect_refused([](JobSpec* s) { s->group_size = INT64_MAX; }, "group_size: 9223372036854775807 ");
-  expect_refused([](JobSpec* s) { s->iterations = 0; }, "iterations: 0 ");
-  expect_refused([](JobSpec* s) { s->iterations = -200; }, "iterations: -200 ");
+  expect_refused([](JobSpec* s) { s->iterations = -1; }, "iterations: -1 ");
+  expect_refused([](JobSpec* s) { s->iterations = 1'000'001; }, "iterations: 1000001 ");
   expect_refused([](JobSpec* s) { s->batch_size = 0; }, "batch_size: 0 ");
+  expect_refused([](JobSpec* s) { s->fisher_tokens = -2; }, "fisher_tokens: -2 is neither -1 ");
+  expect_refused([](JobSpec* s) { s->fisher_tokens = (int64_t{1} << 36) + 1; },
+                 "fisher_tokens: 68719476737 ");
   expect_refused([](JobSpec* s) { s->samples = 0; }, "samples: 0 ");
   expect_refused([](JobSpec* s) { s->samples = INT64_MAX; }, "samples: 9223372036854775807 ");
   expect_refused([](JobSpec* s) { s->sequence_length = 0; }, "sequence_length: 0 ");
@@ -200,6 +236,37 @@ TEST(ValidateJobSpecTest, TorchaosScaleRuleGoesWithRtnAlone) {
     spec.algorithm = algorithm;
     spec.scale_rule = ScaleRule::kTorchao;
     EXPECT_THAT(ValidateJobSpec(spec), StatusIs(kInvalid, StartsWith("scale_rule: torchao")));
+  }
+}
+
+TEST(ValidateJobSpecTest, AutoRoundsOptionsGoWithAutoRoundAlone) {
+  const std::vector<std::pair<void (*)(JobSpec*), std::string>> cases = {
+      {[](JobSpec* s) { s->recipe = TuningRecipe::kPaper; }, "recipe: paper "},
+      {[](JobSpec* s) { s->iterations = 5; }, "iterations: 5 "},
+      {[](JobSpec* s) { s->batch_size = 4; }, "batch_size: 4 "},
+      {[](JobSpec* s) { s->fisher_tokens = 0; }, "fisher_tokens: 0 "}};
+  for (const auto& [change, start] : cases) {
+    JobSpec spec = GoodSpec();
+    change(&spec);
+    EXPECT_THAT(ValidateJobSpec(spec), IsOk()) << start;
+    for (const Algorithm algorithm : {Algorithm::kGptq, Algorithm::kOptRtn, Algorithm::kRtn}) {
+      spec.algorithm = algorithm;
+      EXPECT_THAT(ValidateJobSpec(spec),
+                  StatusIs(kInvalid, start + "goes with algorithm auto-round alone, not with " +
+                                         AlgorithmName(algorithm) +
+                                         "; leave it out or choose algorithm auto-round"));
+    }
+  }
+}
+
+TEST(ValidateJobSpecTest, ThePapersRecipeHasNoFisherMetric) {
+  JobSpec spec = GoodSpec();
+  spec.recipe = TuningRecipe::kPaper;
+  for (const int64_t tokens : {0, 4096}) {
+    spec.fisher_tokens = tokens;
+    EXPECT_THAT(ValidateJobSpec(spec),
+                StatusIs(kInvalid, StartsWith("fisher_tokens: the paper's recipe has no Fisher "
+                                              "metric; ")));
   }
 }
 
