@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "client/resource_names.h"
 #include "client/rpc_status.h"
@@ -28,6 +30,15 @@ CLI::Option* AddChoice(CLI::App& command, const std::string& name, T& value,
       },
       description);
   return option->type_name(choices)->default_str(print(value));
+}
+
+// "paper 200, fast 20, ...".
+std::string RecipeIterations() {
+  std::vector<std::string> recipes;
+  for (size_t i = 0; i < kRecipeNames.size(); ++i) {
+    recipes.push_back(absl::StrCat(kRecipeNames[i], " ", kRecipeIterations[i]));
+  }
+  return absl::StrJoin(recipes, ", ");
 }
 
 bool IsUuid(const std::string& text) {
@@ -99,10 +110,26 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
                    "with the rounded weights."));
 
   const auto tuning = [](CLI::Option* option) { option->group("Calibration"); };
-  tuning(command.add_option("--iterations", spec.iterations, "Steps of auto-round for each block.")
+  tuning(AddChoice(
+      command, "--recipe", spec.recipe, ParseRecipe, RecipeName, absl::StrJoin(kRecipeNames, "|"),
+      absl::StrFormat("How auto-round tunes. paper: Auto-Round as published, %d iterations; fast, "
+                      "default and best: %d, %d and %d iterations of this project's recipe.",
+                      kRecipeIterations[0], kRecipeIterations[1], kRecipeIterations[2],
+                      kRecipeIterations[3])));
+  tuning(command
+             .add_option("--iterations", spec.iterations,
+                         "Steps of auto-round for each block. Default: the recipe's (" +
+                             RecipeIterations() + ").")
+             ->type_name("N"));
+  tuning(command.add_option("--batch-size", spec.batch_size, "Windows in a step of auto-round.")
              ->type_name("N")
              ->capture_default_str());
-  tuning(command.add_option("--batch-size", spec.batch_size, "Windows in a step of auto-round.")
+  tuning(command
+             .add_option("--fisher-tokens", spec.fisher_tokens,
+                         "Calibration tokens that auto-round's Fisher metric is estimated from. "
+                         "-1: 16384, or 16 times the model's width if that is more, or all if "
+                         "there are fewer; 0: plain mean squared error instead. Not with recipe "
+                         "paper.")
              ->type_name("N")
              ->capture_default_str());
   tuning(command.add_option("--samples", spec.samples, "Calibration windows.")
@@ -179,8 +206,11 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
   message.set_evaluation_dataset(inputs.evaluation);
   SetAlgorithmField(AlgorithmName(spec.algorithm), message);
   if (message.has_auto_round()) {
-    message.mutable_auto_round()->set_iterations(spec.iterations);
-    message.mutable_auto_round()->set_batch_size(spec.batch_size);
+    v1::AutoRound& tuning = *message.mutable_auto_round();
+    tuning.set_recipe(RecipeName(spec.recipe));
+    tuning.set_iterations(spec.EffectiveIterations());
+    tuning.set_batch_size(spec.batch_size);
+    tuning.set_fisher_tokens(spec.fisher_tokens);
   }
   if (message.has_rtn()) message.mutable_rtn()->set_scale_rule(ScaleRuleName(spec.scale_rule));
   message.mutable_scheme()->set_bits(spec.bits);

@@ -152,6 +152,8 @@ std::string SpecSummary(const v1::QuantizationSpec& spec) {
   // The defaults are those of the API's messages.
   std::string algorithm = AlgorithmFieldName(spec);
   if (algorithm.empty()) algorithm = AlgorithmName(JobSpec().algorithm);
+  const std::string& recipe = spec.auto_round().recipe();
+  if (!recipe.empty() && recipe != RecipeName(JobSpec().recipe)) algorithm += " " + recipe;
   const int bits = spec.scheme().has_bits() ? spec.scheme().bits() : 4;
   const int64_t group = spec.scheme().has_group_size() ? spec.scheme().group_size() : 128;
   std::string text = absl::StrFormat("%s W%d", algorithm, bits);
@@ -223,6 +225,7 @@ std::string CapabilitiesDetails(const v1::ServerCapabilities& capabilities) {
   std::vector<std::vector<std::string>> rows;
   rows.push_back({"Engine:", capabilities.engine_version()});
   rows.push_back({"Algorithms:", absl::StrJoin(capabilities.algorithms(), ", ")});
+  rows.push_back({"Recipes:", absl::StrJoin(capabilities.recipes(), ", ")});
   rows.push_back({"Model types:", absl::StrJoin(capabilities.model_types(), ", ")});
   rows.push_back({"Output formats:", absl::StrJoin(capabilities.output_formats(), ", ")});
   rows.push_back({"Bits:", absl::StrJoin(bits, ", ")});

@@ -20,7 +20,7 @@ std::string ReportDetails(const Json& report);
 // One job in "key: value" lines.
 std::string JobDetails(const v1::QuantizationJob& job);
 
-// "auto-round W4 group 128": what a job does, in a few words.
+// "auto-round paper W4G128": what a job does, in a few words. The default recipe goes unnamed.
 std::string SpecSummary(const v1::QuantizationSpec& spec);
 
 std::string CapabilitiesDetails(const v1::ServerCapabilities& capabilities);

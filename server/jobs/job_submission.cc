@@ -92,6 +92,8 @@ v1::Digest ActionDigest(const JobSpec& spec, const v1::Model& model, const v1::D
   by_content.model = model.root_digest().hash();
   by_content.calibration = calibration.root_digest().hash();
   by_content.evaluation = evaluation.root_digest().hash();
+  // The recipe's number of steps is the same work whether the spec names it or not.
+  by_content.iterations = spec.EffectiveIterations();
   Json action = Json::object();
   action["engine_version"] = ServerVersion();
   action["spec"] = JobSpecToJson(by_content);

@@ -23,8 +23,10 @@ constexpr std::pair<const char*, const char*> kFieldPaths[] = {
     {"group_size", "spec.scheme.group_size"},
     {"asymmetric", "spec.scheme.asymmetric"},
     {"scale_rule", "spec.rtn.scale_rule"},
+    {"recipe", "spec.auto_round.recipe"},
     {"iterations", "spec.auto_round.iterations"},
     {"batch_size", "spec.auto_round.batch_size"},
+    {"fisher_tokens", "spec.auto_round.fisher_tokens"},
     {"samples", "spec.calibration.samples"},
     {"sequence_length", "spec.calibration.sequence_length"},
     {"seed", "spec.seed"},
@@ -58,8 +60,15 @@ absl::Status ConvertAlgorithm(const v1::QuantizationSpec& spec, JobSpec& result)
     if (!rule.ok()) return InvalidField("spec.rtn.scale_rule", Message(rule.status()));
     result.scale_rule = *rule;
   }
-  if (spec.auto_round().has_iterations()) result.iterations = spec.auto_round().iterations();
-  if (spec.auto_round().has_batch_size()) result.batch_size = spec.auto_round().batch_size();
+  const v1::AutoRound& tuning = spec.auto_round();
+  if (!tuning.recipe().empty()) {
+    auto recipe = ParseRecipe(tuning.recipe());
+    if (!recipe.ok()) return InvalidField("spec.auto_round.recipe", Message(recipe.status()));
+    result.recipe = *recipe;
+  }
+  if (tuning.has_iterations()) result.iterations = tuning.iterations();
+  if (tuning.has_batch_size()) result.batch_size = tuning.batch_size();
+  if (tuning.has_fisher_tokens()) result.fisher_tokens = tuning.fisher_tokens();
   return absl::OkStatus();
 }
 

@@ -12,6 +12,7 @@ CapabilitiesServiceImpl::CapabilitiesServiceImpl(const std::vector<std::string>&
                                                  int max_concurrent_jobs) {
   capabilities_.set_engine_version(ServerVersion());
   for (const char* name : kAlgorithmNames) capabilities_.add_algorithms(name);
+  for (const char* name : kRecipeNames) capabilities_.add_recipes(name);
   for (const std::string& type : SupportedModelTypes()) capabilities_.add_model_types(type);
   for (const char* name : kOutputFormatNames) capabilities_.add_output_formats(name);
   for (int bits = 2; bits <= 8; ++bits) capabilities_.add_bits(bits);

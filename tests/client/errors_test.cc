@@ -141,6 +141,9 @@ INSTANTIATE_TEST_SUITE_P(
                       FieldCase{"spec.calibration_dataset", "--calibration"},
                       FieldCase{"spec.rules[0].bits", "--rule"}, FieldCase{"rule", "--rule"},
                       FieldCase{"spec.auto_round.iterations", "--iterations"},
+                      FieldCase{"spec.auto_round.recipe", "--recipe"},
+                      FieldCase{"spec.auto_round.fisher_tokens", "--fisher-tokens"},
+                      FieldCase{"fisher_tokens", "--fisher-tokens"},
                       FieldCase{"spec.output_format", "--format"},
                       FieldCase{"labels[team]", "--label"}, FieldCase{"request_id", "--request-id"},
                       FieldCase{"source.manifest.model", ""}, FieldCase{"parent", ""}));

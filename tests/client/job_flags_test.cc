@@ -20,6 +20,7 @@ namespace {
 using ::ptq::testing::IsOk;
 using ::ptq::testing::StatusIs;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 JobFlags Parse(std::vector<std::string> arguments) {
   CLI::App app;
@@ -45,8 +46,10 @@ TEST(JobFlagsTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(spec.model(), "m");
   EXPECT_EQ(spec.calibration_dataset(), "c");
   EXPECT_EQ(spec.evaluation_dataset(), "e");
-  EXPECT_EQ(spec.auto_round().iterations(), 200);
+  EXPECT_EQ(spec.auto_round().recipe(), "default");
+  EXPECT_EQ(spec.auto_round().iterations(), 60);
   EXPECT_EQ(spec.auto_round().batch_size(), 8);
+  EXPECT_EQ(spec.auto_round().fisher_tokens(), -1);
   EXPECT_EQ(spec.scheme().bits(), 4);
   EXPECT_EQ(spec.scheme().group_size(), 128);
   EXPECT_FALSE(spec.scheme().asymmetric());
@@ -97,6 +100,17 @@ INSTANTIATE_TEST_SUITE_P(
                  [](R& r) { r.mutable_spec()->mutable_scheme()->set_group_size(-1); }},
         FlagCase{{"--asymmetric"},
                  [](R& r) { r.mutable_spec()->mutable_scheme()->set_asymmetric(true); }},
+        // A recipe has its number of steps.
+        FlagCase{{"--recipe", "paper"},
+                 [](R& r) {
+                   r.mutable_spec()->mutable_auto_round()->set_recipe("paper");
+                   r.mutable_spec()->mutable_auto_round()->set_iterations(200);
+                 }},
+        FlagCase{{"--recipe", "best", "--iterations", "60"},
+                 [](R& r) { r.mutable_spec()->mutable_auto_round()->set_recipe("best"); }},
+        FlagCase{{"--fisher-tokens", "0"},
+                 [](R& r) { r.mutable_spec()->mutable_auto_round()->set_fisher_tokens(0); }},
+        FlagCase{{"--fisher-tokens", "-1"}, [](R&) {}}, FlagCase{{"--iterations", "0"}, [](R&) {}},
         FlagCase{{"--iterations", "7"},
                  [](R& r) { r.mutable_spec()->mutable_auto_round()->set_iterations(7); }},
         FlagCase{{"--batch-size", "2"},
@@ -156,8 +170,29 @@ TEST(JobFlagsTest, WrongValuesNameTheFlag) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("KEY=VALUE")));
   EXPECT_THAT(ValidateJobFlags(Parse({"--algorithm", "rtn", "--request-id", "7"})),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("UUID")));
+  EXPECT_THAT(
+      ValidateJobFlags(Parse({"--calibration", "c.txt", "--fisher-tokens", "-2"})),
+      StatusIs(absl::StatusCode::kInvalidArgument, StartsWith("--fisher-tokens: -2 is neither")));
+  EXPECT_THAT(ValidateJobFlags(Parse(
+                  {"--calibration", "c.txt", "--recipe", "paper", "--fisher-tokens", "4096"})),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       StartsWith("--fisher-tokens: the paper's recipe has no Fisher metric")));
   EXPECT_THROW(Parse({"--algorithm", "magic"}), CLI::ValidationError);
+  EXPECT_THROW(Parse({"--recipe", "quick"}), CLI::ValidationError);
   EXPECT_THROW(Parse({"--unknown"}), CLI::ParseError);
+}
+
+TEST(JobFlagsTest, AutoRoundsFlagsAreRefusedForOtherAlgorithms) {
+  const std::vector<std::pair<std::string, std::string>> flags = {
+      {"--recipe", "best"}, {"--iterations", "7"}, {"--batch-size", "2"}, {"--fisher-tokens", "0"}};
+  for (const auto& [flag, value] : flags) {
+    EXPECT_THAT(ValidateJobFlags(Parse({"--algorithm", "rtn", flag, value})),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         flag + ": " + value +
+                             " goes with algorithm auto-round alone, not with rtn; leave it out "
+                             "or choose algorithm auto-round"));
+    EXPECT_THAT(ValidateJobFlags(Parse({"--calibration", "c.txt", flag, value})), IsOk());
+  }
 }
 
 TEST(HelpTest, EveryCommandHasAPageWithItsSections) {
@@ -184,6 +219,7 @@ TEST(CompletionTest, ScriptsKnowCommandsFlagsAndChoices) {
     SCOPED_TRACE(shell);
     PTQ_ASSERT_OK_AND_ASSIGN(const std::string script, CompletionScript(root, shell));
     EXPECT_THAT(script, HasSubstr("auto-round gptq opt-rtn rtn"));
+    EXPECT_THAT(script, HasSubstr("paper fast default best"));
     EXPECT_THAT(script, HasSubstr("capabilities"));
     EXPECT_THAT(script, HasSubstr("list --quiet"));
   }

@@ -12,6 +12,7 @@ v1::QuantizationJob ExampleJob() {
   job.set_name("tenants/default/quantizationJobs/j1");
   job.set_state(v1::QuantizationJob::RUNNING);
   job.mutable_spec()->mutable_auto_round()->set_iterations(200);
+  job.mutable_spec()->mutable_auto_round()->set_recipe("paper");
   job.mutable_spec()->set_seed(18'446'744'073'709'551'615u);
   (*job.mutable_labels())["team"] = "nlp";
   (*job.mutable_labels())["a"] = "b";
@@ -31,6 +32,7 @@ TEST(MessageJsonTest, IntegersAreNumbersAndEnumsAreNames) {
   EXPECT_EQ(json["progress"]["host_peak_bytes"].dump(), "5000000000");
   EXPECT_EQ(json["spec"]["seed"].dump(), "18446744073709551615");
   EXPECT_EQ(json["spec"]["auto_round"]["iterations"].dump(), "200");
+  EXPECT_EQ(json["spec"]["auto_round"]["recipe"], "paper");
   EXPECT_EQ(json["spec"]["cache_policy"], "CACHE_POLICY_UNSPECIFIED");
 }
 
@@ -47,6 +49,7 @@ TEST(MessageJsonTest, UnsetFieldsAreNullAndOtherMembersOfAOneofAbsent) {
   EXPECT_TRUE(json["result_digest"].is_null());
   EXPECT_FALSE(json["spec"].contains("gptq"));
   EXPECT_TRUE(json["spec"]["auto_round"]["batch_size"].is_null());
+  EXPECT_TRUE(json["spec"]["auto_round"]["fisher_tokens"].is_null());
   EXPECT_EQ(json["warnings"], Json::array());
 }
 

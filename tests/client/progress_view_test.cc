@@ -206,5 +206,22 @@ TEST(ReportTextTest, DetailsListTheWorstLayersFirst) {
   EXPECT_THAT(text, HasSubstr("auto_map was ignored"));
 }
 
+TEST(ReportTextTest, ASpecsSummaryNamesARecipeThatIsNotTheDefault) {
+  v1::QuantizationSpec spec;
+  spec.mutable_auto_round();
+  EXPECT_EQ(SpecSummary(spec), "auto-round W4G128");
+  spec.mutable_auto_round()->set_recipe("default");
+  EXPECT_EQ(SpecSummary(spec), "auto-round W4G128");
+  spec.mutable_auto_round()->set_recipe("paper");
+  EXPECT_EQ(SpecSummary(spec), "auto-round paper W4G128");
+}
+
+TEST(ReportTextTest, CapabilitiesListTheRecipes) {
+  v1::ServerCapabilities capabilities;
+  capabilities.add_recipes("paper");
+  capabilities.add_recipes("fast");
+  EXPECT_THAT(CapabilitiesDetails(capabilities), HasSubstr("paper, fast\n"));
+}
+
 }  // namespace
 }  // namespace ptq

@@ -188,6 +188,14 @@ def test_validate_only_prints_a_spec_that_the_worker_takes(server, tiny_model, t
     assert folder_digests(tmp_path / "served") == folder_digests(tmp_path / "out")
 
 
+def test_the_recipes_flags_reach_the_workers_spec(shared_server, tiny_model):
+    submit = ["submit", tiny_model, "--calibration", CALIBRATION, "--group-size", 32, "--validate-only", "--json"]
+    spec = json.loads(shared_server.ptq(*submit, "--recipe", "best", "--fisher-tokens", 512).stdout)
+    assert (spec["recipe"], spec["iterations"], spec["fisher_tokens"]) == ("best", 100, 512)
+    spec = json.loads(shared_server.ptq(*submit).stdout)
+    assert (spec["recipe"], spec["iterations"], spec["fisher_tokens"]) == ("default", 60, -1)
+
+
 def test_server_path_below_a_root_gives_the_same_bytes_as_an_upload(tiny_model, tmp_path):
     with Server(tmp_path / "data", "--model-root", tiny_model.parent) as server:
         by_path = server.submit(tiny_model, *QUICK_JOB, "--server-path", calibration=None)
@@ -212,6 +220,7 @@ def test_inspection_commands(shared_server, tiny_model, tmp_path):
     assert report.stdout.encode() == (tmp_path / "out" / "report.json").read_bytes()
     assert (tmp_path / "r.html").read_bytes() == (tmp_path / "out" / "report.html").read_bytes()
     assert "llama" in shared_server.ptq("capabilities").stdout
+    assert "paper, fast, default, best" in shared_server.ptq("capabilities").stdout
     assert json.loads(shared_server.ptq("capabilities", "--json").stdout)["bits"] == [2, 3, 4, 5, 6, 7, 8]
     events = [json.loads(line) for line in shared_server.ptq("watch", short, "--json").stdout.splitlines()]
     assert events

@@ -2,6 +2,7 @@
 #include "server/jobs/job_manager.h"
 
 #include <gmock/gmock.h>
+#include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -404,6 +405,28 @@ TEST_F(JobManagerTest, OtherWorkIsNotReused) {
   (*labelled.mutable_labels())["a"] = "b";
   labelled.mutable_spec()->set_priority(3);
   EXPECT_TRUE(Submit(labelled).job.reused());
+}
+
+TEST_F(JobManagerTest, ARecipesIterationsAreTheSameWorkNamedOrNot) {
+  folder_.Write("models/c.txt", "text");
+  v1::Source source;
+  source.set_server_path(folder_.Path("models/c.txt"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const v1::Dataset dataset,
+                           inputs_->CreateDataset(kTenant, source, false, std::nullopt));
+  const auto digest = [&](const std::string& tuning) {
+    auto request = Request();
+    request.mutable_spec()->set_calibration_dataset(dataset.name());
+    EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(
+        tuning, request.mutable_spec()->mutable_auto_round()));
+    const auto record = MakeJobRecord(kTenant, request, *inputs_);
+    EXPECT_THAT(record, IsOk());
+    return record.ok() ? record->job.action_digest().hash() : "";
+  };
+  EXPECT_EQ(digest(""), digest("recipe: 'default' iterations: 60 fisher_tokens: -1"));
+  EXPECT_EQ(digest("recipe: 'paper'"), digest("recipe: 'paper' iterations: 200"));
+  EXPECT_NE(digest(""), digest("iterations: 61"));
+  EXPECT_NE(digest("recipe: 'paper' iterations: 60"), digest("iterations: 60"));
+  EXPECT_NE(digest(""), digest("fisher_tokens: 0"));
 }
 
 TEST_F(JobManagerTest, ARewrittenServerPathIsOtherWorkAndFailsTheOldJob) {

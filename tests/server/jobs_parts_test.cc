@@ -165,8 +165,10 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   spec.set_model("m");
   spec.set_calibration_dataset("c");
   spec.set_evaluation_dataset("e");
+  spec.mutable_auto_round()->set_recipe("best");
   spec.mutable_auto_round()->set_iterations(5);
   spec.mutable_auto_round()->set_batch_size(2);
+  spec.mutable_auto_round()->set_fisher_tokens(0);
   spec.mutable_scheme()->set_bits(3);
   spec.mutable_scheme()->set_group_size(-1);
   spec.mutable_scheme()->set_asymmetric(true);
@@ -185,8 +187,10 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   spec.mutable_resources()->set_device("cpu");
   PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec job, ToJobSpec(spec));
   EXPECT_EQ(job.evaluation, "e");
+  EXPECT_EQ(job.recipe, TuningRecipe::kBest);
   EXPECT_EQ(job.iterations, 5);
   EXPECT_EQ(job.batch_size, 2);
+  EXPECT_EQ(job.fisher_tokens, 0);
   EXPECT_EQ(job.bits, 3);
   EXPECT_EQ(job.group_size, -1);
   EXPECT_TRUE(job.asymmetric);
@@ -198,6 +202,19 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   EXPECT_EQ(job.evaluation_window, 32);
   EXPECT_EQ(job.evaluation_samples, 0);
   EXPECT_EQ(job.device, DeviceChoice::kCpu);
+}
+
+TEST(SpecConversionTest, EveryRecipeIsKnown) {
+  for (const char* name : kRecipeNames) {
+    v1::QuantizationSpec spec;
+    spec.set_model("m");
+    spec.set_calibration_dataset("c");
+    spec.mutable_auto_round()->set_recipe(name);
+    PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec job, ToJobSpec(spec));
+    EXPECT_STREQ(RecipeName(job.recipe), name);
+    EXPECT_EQ(job.iterations, 0);
+    EXPECT_EQ(job.fisher_tokens, -1);
+  }
 }
 
 TEST(SpecConversionTest, ErrorsNameTheFieldOfTheRequest) {
@@ -216,6 +233,24 @@ TEST(SpecConversionTest, ErrorsNameTheFieldOfTheRequest) {
             "spec.scheme.group_size");
   EXPECT_EQ(field([](Spec& s) { s.mutable_gptq(); }), "spec.calibration_dataset");
   EXPECT_EQ(field([](Spec& s) { s.mutable_rtn()->set_scale_rule("x"); }), "spec.rtn.scale_rule");
+  const auto tuning_field = [&](auto change) {
+    return field([&](Spec& s) {
+      s.set_calibration_dataset("c");
+      change(*s.mutable_auto_round());
+    });
+  };
+  EXPECT_EQ(tuning_field([](v1::AutoRound& a) { a.set_recipe("x"); }), "spec.auto_round.recipe");
+  EXPECT_EQ(tuning_field([](v1::AutoRound& a) { a.set_iterations(-1); }),
+            "spec.auto_round.iterations");
+  EXPECT_EQ(tuning_field([](v1::AutoRound& a) { a.set_batch_size(0); }),
+            "spec.auto_round.batch_size");
+  EXPECT_EQ(tuning_field([](v1::AutoRound& a) { a.set_fisher_tokens(-2); }),
+            "spec.auto_round.fisher_tokens");
+  EXPECT_EQ(tuning_field([](v1::AutoRound& a) {
+              a.set_recipe("paper");
+              a.set_fisher_tokens(4096);
+            }),
+            "spec.auto_round.fisher_tokens");
   EXPECT_EQ(field([](Spec& s) { s.set_output_format("gguf"); }), "spec.output_format");
   EXPECT_EQ(field([](Spec& s) { s.add_rules()->set_pattern("("); }), "spec.rules");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_device("tpu"); }),

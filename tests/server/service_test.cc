@@ -32,6 +32,7 @@ namespace ptq {
 namespace {
 
 using testing::DigestOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::IsOk;
 using ::testing::SizeIs;
@@ -667,6 +668,7 @@ TEST_F(ServiceTest, CapabilitiesNameTheLimits) {
                   .ok());
   EXPECT_EQ(capabilities.max_chunk_bytes(), 2 << 20);
   EXPECT_EQ(capabilities.algorithms_size(), 4);
+  EXPECT_THAT(capabilities.recipes(), ElementsAre("paper", "fast", "default", "best"));
   EXPECT_EQ(capabilities.model_roots(0), folder_.Path("models"));
 }
 
