@@ -15,8 +15,8 @@
 namespace ptq {
 namespace {
 
-// Logits that exist at once, a few copies of them: 64 MiB each in float32.
-constexpr int64_t kLogitsPerChunk = int64_t{1} << 24;
+// Logits that exist at once, a few copies of them: 16 MiB each in float32.
+constexpr int64_t kLogitsPerChunk = int64_t{1} << 22;
 
 // The finalizer of MurmurHash3 (Appleby 2011) on int32, in place.
 void Mix(at::Tensor& x) {

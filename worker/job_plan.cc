@@ -77,6 +77,8 @@ absl::StatusOr<JobPlan> PlanJob(const JobSpec& spec) {
   PTQ_RETURN_IF_ERROR(ValidateJobSpec(spec));
   JobPlan plan;
   plan.spec = spec;
+  // What a recipe implies and what says the same in numbers is one job.
+  if (spec.algorithm == Algorithm::kAutoRound) plan.spec.iterations = spec.EffectiveIterations();
   auto inspection = InspectCheckpoint(spec.model);
   if (!inspection.ok()) return Annotate(inspection.status(), "model");
   plan.inspection = *std::move(inspection);

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Quality on the example model: mean KLD on all WikiText-2 windows against the issue's targets.
+"""Quality on the example model: mean KLD on all WikiText-2 windows of 512 against the targets.
 
-quality_benchmark.py [--device cpu|cuda] [--seeds 42,43,44] [--only PATTERN] [--worker build/bin/ptq-worker]
-Calibration: the first 128 x 512 tokens of examples/calibration.jsonl; evaluation windows of 512. Prints a line a run and
-a table; exits 1 if a mean misses its target by more than 2 %.
+quality_benchmark.py [--device cpu|cuda] [--seeds 42,43,44] [--only PATTERN] [--jobs N] [--worker build/bin/ptq-worker]
+Calibration: the first 128 x 512 tokens of examples/calibration.jsonl. Prints a line a run and a table; exits 1 if a mean
+misses its target by more than 2 % (4 % at 2 bits).
 """
 import argparse
+import concurrent.futures
 import json
 import pathlib
 import re
@@ -16,19 +17,33 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-# (name, spec, target mean KLD, seeded)
+
+
+def recipe(name, **changes):
+    return {"algorithm": "auto-round", "recipe": name} | changes
+
+
+# (name, spec, target mean KLD, slack, seeded)
 ROWS = [
-    ("rtn W4G128", {"algorithm": "rtn", "bits": 4}, None, False),
-    ("opt-rtn W4G128", {"algorithm": "opt-rtn", "bits": 4}, 0.0888, False),
-    ("opt-rtn W3G128", {"algorithm": "opt-rtn", "bits": 3}, 0.351, False),
-    ("opt-rtn W2G128", {"algorithm": "opt-rtn", "bits": 2}, 1.98, False),
-    ("gptq W4G128", {"algorithm": "gptq", "bits": 4}, 0.061, False),
-    ("gptq W3G128", {"algorithm": "gptq", "bits": 3}, 0.245, False),
-    ("gptq W2G128", {"algorithm": "gptq", "bits": 2}, 1.30, False),
-    ("auto-round W4G128", {"algorithm": "auto-round", "recipe": "paper", "bits": 4}, 0.0509, True),
-    ("auto-round W3G128", {"algorithm": "auto-round", "recipe": "paper", "bits": 3}, 0.1973, True),
-    ("auto-round W4G128 asymmetric", {"algorithm": "auto-round", "recipe": "paper", "bits": 4, "asymmetric": True}, 0.0481,
-     True),
+    ("rtn W4", {"algorithm": "rtn", "bits": 4}, None, 0, False),
+    ("opt-rtn W4", {"algorithm": "opt-rtn", "bits": 4}, 0.0888, 0.02, False),
+    ("opt-rtn W3", {"algorithm": "opt-rtn", "bits": 3}, 0.351, 0.02, False),
+    ("opt-rtn W2", {"algorithm": "opt-rtn", "bits": 2}, 1.98, 0.02, False),
+    ("gptq W4", {"algorithm": "gptq", "bits": 4}, 0.061, 0.02, False),
+    ("gptq W3", {"algorithm": "gptq", "bits": 3}, 0.245, 0.02, False),
+    ("gptq W2", {"algorithm": "gptq", "bits": 2}, 1.30, 0.02, False),
+] + [
+    (f"{name}{suffix} W{bits}", recipe(name, bits=bits, **more), target, 0.04 if bits == 2 else 0.02, True)
+    for name, suffix, more, targets in [
+        ("paper", "", {}, (0.0507, 0.1960, 1.000)),
+        ("fast", "", {}, (0.0461, 0.1706, 0.880)),
+        ("default", "", {}, (0.0426, 0.1540, 0.829)),
+        ("best", "", {}, (0.0420, 0.1514, 0.790)),
+        ("paper", " asymmetric", {"asymmetric": True}, (0.0481, None, None)),
+        ("default", " asymmetric", {"asymmetric": True}, (0.0408, 0.1537, 0.770)),
+        ("default", " 512 windows", {"samples": 512}, (0.0415, 0.1469, 0.789)),
+    ]
+    for bits, target in zip((4, 3, 2), targets)
 ]
 
 
@@ -44,36 +59,40 @@ def run(worker, spec, cache):
         return json.loads((folder / "out" / "report.json").read_bytes()), time.monotonic() - began
 
 
+def base_spec(device):
+    return {"model": str(EXAMPLES / "wikilm-llama-6m"), "calibration": str(EXAMPLES / "calibration.jsonl"),
+            "evaluation": str(EXAMPLES / "evaluation.txt"), "samples": 128, "sequence_length": 512, "group_size": 128,
+            "evaluation_samples": 0, "device": device}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", default="42,43,44")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", metavar="PATTERN")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--worker", default=str(ROOT / "build" / "bin" / "ptq-worker"))
     args = parser.parse_args()
-    base = {"model": str(EXAMPLES / "wikilm-llama-6m"), "calibration": str(EXAMPLES / "calibration.jsonl"),
-            "evaluation": str(EXAMPLES / "evaluation.txt"), "samples": 128, "sequence_length": 512, "group_size": 128,
-            "evaluation_samples": 0, "device": args.device}
-    table, missed = [], False
-    with tempfile.TemporaryDirectory() as cache:
-        for name, changes, target, seeded in ROWS:
-            if not re.search(args.only, name):
-                continue
-            results = []
-            for seed in [int(s) for s in args.seeds.split(",")] if seeded else [42]:
-                report, seconds = run(args.worker, base | changes | {"seed": seed}, cache)
-                quality = report["evaluation"]["quantized"]
-                results.append(quality["mean_kld"])
-                print(f"{name}: seed {seed}: perplexity {quality['perplexity']:.3f}, mean KLD {quality['mean_kld']:.5f}, "
-                      f"top-1 {quality['top1_agreement']:.4f}, quantize {report['timing']['quantize_seconds']:.1f} s, "
-                      f"in all {seconds:.1f} s", flush=True)
-            mean = sum(results) / len(results)
-            ok = target is None or mean <= 1.02 * target
-            missed |= not ok
-            table.append((name, mean, max(results) - min(results), target, "" if target is None else "ok" if ok else "MISSED"))
-    print(f"\n{'':<30}{'mean KLD':>10}{'spread':>9}{'target':>9}")
-    for name, mean, spread, target, verdict in table:
-        print(f"{name:<30}{mean:>10.5f}{spread:>9.5f}{target if target else '':>9} {verdict}")
+    with tempfile.TemporaryDirectory() as cache, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        def measure(name, changes, seed):
+            report, seconds = run(args.worker, base_spec(args.device) | changes | {"seed": seed}, cache)
+            quality, timing = report["evaluation"]["quantized"], report["timing"]
+            print(f"{name}: seed {seed}: perplexity {quality['perplexity']:.3f}, mean KLD {quality['mean_kld']:.5f}, top-1 "
+                  f"{quality['top1_agreement']:.4f}; observe {timing['observe_seconds']:.1f} s, Fisher "
+                  f"{timing['fisher_seconds']:.1f} s, quantize {timing['quantize_seconds']:.1f} s, in all {seconds:.1f} s", flush=True)
+            return quality["mean_kld"]
+        seeds = [int(s) for s in args.seeds.split(",")]
+        rows = [(*row, [pool.submit(measure, row[0], row[1], seed) for seed in (seeds if row[4] else seeds[:1])])
+                for row in ROWS if re.search(args.only, row[0])]
+        table = [(name, target, slack, [f.result() for f in futures]) for name, _, target, slack, _, futures in rows]
+    missed = False
+    print(f"\n{'groups of 128':<30}{'mean KLD':>10}{'spread':>9}{'target':>9}")
+    for name, target, slack, results in table:
+        mean = sum(results) / len(results)
+        ok = target is None or mean <= (1 + slack) * target
+        missed |= not ok
+        print(f"{name:<30}{mean:>10.5f}{max(results) - min(results):>9.5f}{target if target else '':>9} "
+              f"{'' if target is None else 'ok' if ok else 'MISSED'}")
     return missed
 
 

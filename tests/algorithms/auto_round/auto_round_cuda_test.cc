@@ -36,8 +36,10 @@ struct DeviceRates {
         step(at::zeros({1}, at::device(device).dtype(at::kLong))),
         improved(at::full({1}, is_better ? 1 : 0, at::device(device).dtype(at::kInt))) {}
   StepRates get() const {
-    return {value.const_data_ptr<float>(), range.const_data_ptr<float>(),
-            step.const_data_ptr<int64_t>(), improved.const_data_ptr<int32_t>()};
+    return {.value = value.const_data_ptr<float>(),
+            .range = range.const_data_ptr<float>(),
+            .step = step.const_data_ptr<int64_t>(),
+            .improved = improved.const_data_ptr<int32_t>()};
   }
   at::Tensor value;
   at::Tensor range;
@@ -85,9 +87,9 @@ TEST_P(CudaRoundingTest, GivesTheHostsBits) {
     device.beta().copy_(host.beta());
   }
   EXPECT_LE(differing_factors, 1 + host.alpha().numel() / 50);
-  EXPECT_TRUE(at::equal(device.BestRecord().int_data.cpu(), host.BestRecord().int_data));
-  EXPECT_TRUE(at::equal(device.BestRecord().scale.cpu(), host.BestRecord().scale));
-  EXPECT_TRUE(at::equal(device.BestRecord().zero_point.cpu(), host.BestRecord().zero_point));
+  EXPECT_TRUE(at::equal(device.Record().int_data.cpu(), host.Record().int_data));
+  EXPECT_TRUE(at::equal(device.Record().scale.cpu(), host.Record().scale));
+  EXPECT_TRUE(at::equal(device.Record().zero_point.cpu(), host.Record().zero_point));
 }
 
 INSTANTIATE_TEST_SUITE_P(

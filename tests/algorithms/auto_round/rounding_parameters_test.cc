@@ -28,7 +28,9 @@ struct Rates {
   std::vector<float> range = {kRate};
   int64_t step = 0;
   int32_t improved = 0;
-  StepRates get() const { return {value.data(), range.data(), &step, &improved}; }
+  StepRates get() const {
+    return {.value = value.data(), .range = range.data(), .step = &step, .improved = &improved};
+  }
 };
 
 at::Tensor RandomWeight(at::ScalarType stored = at::kBFloat16) {
@@ -149,7 +151,7 @@ TEST_P(RoundingParametersTest, KeepsTheCodesOfTheForwardPassBeforeTheStep) {
   rates.improved = 0;
   parameters.Step(at::randn_like(weight), rates.get());
 
-  const AffineQuantizedTensor record = parameters.BestRecord();
+  const AffineQuantizedTensor record = parameters.Record();
   EXPECT_TRUE(at::equal(Dequantize(record).to(at::kFloat), best));
   EXPECT_FALSE(at::equal(best, later));
   EXPECT_EQ(record.scale.scalar_type(), at::kHalf);
@@ -257,8 +259,8 @@ TEST(RoundingParameters, HalfPrecisionStorageGivesTheSameValues) {
       narrow.Step(gradient.to(dtype), rates.get());
     }
     EXPECT_TRUE(at::equal(wide.value(), narrow.value()));
-    EXPECT_TRUE(at::equal(wide.BestRecord().int_data, narrow.BestRecord().int_data));
-    EXPECT_TRUE(at::equal(Dequantize(narrow.BestRecord()).to(at::kFloat), wide_output));
+    EXPECT_TRUE(at::equal(wide.Record().int_data, narrow.Record().int_data));
+    EXPECT_TRUE(at::equal(Dequantize(narrow.Record()).to(at::kFloat), wide_output));
   }
 }
 
