@@ -95,8 +95,8 @@ at::Tensor Windows(const std::vector<int64_t>& ids, int64_t samples, int64_t len
   return windows;
 }
 
-// `input_ids` of a safetensors file, the first `samples` rows (0: all) and up to `extra` more, cut to
-// `length`.
+// `input_ids` of a safetensors file, the first `samples` rows (0: all) and up to `extra` more, cut
+// to `length`.
 absl::StatusOr<TokenWindows> LoadTokens(const std::string& path, const ModelConfig& config,
                                         int64_t samples, int64_t length, int64_t extra) {
   PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(path));

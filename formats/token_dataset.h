@@ -21,9 +21,10 @@ struct TokenWindows {
 // integers: T' must be at least `length`, rows are cut to it). Documents are tokenized without
 // special tokens, each followed by the EOS token (the first of config.json's eos_token_id, else
 // tokenizer_config.json's eos_token; none: kInvalidArgument), joined, and the first `samples`
-// windows of `length` are taken, and up to `extra` more if there are so many. kInvalidArgument: fewer tokens than samples * length, saying how
-// many there were; text without tokenizer.json, with the hint to pass input_ids; an id outside the
-// vocabulary. The tokenizer is opened from `model_folder`.
+// windows of `length` are taken, and up to `extra` more if there are so many. kInvalidArgument:
+// fewer tokens than samples * length, saying how many there were; text without tokenizer.json, with
+// the hint to pass input_ids; an id outside the vocabulary. The tokenizer is opened from
+// `model_folder`.
 absl::StatusOr<TokenWindows> LoadCalibrationWindows(const std::string& path,
                                                     const std::string& model_folder,
                                                     const ModelConfig& config, int64_t samples,

@@ -54,8 +54,8 @@ at::Tensor HeadGradient(const LanguageModelHead& head, const at::Tensor& hidden,
   const at::Tensor columns = at::arange(logits.size(1), labels.options());
   const at::Tensor probabilities =
       logits.softmax(-1).sub_(columns.eq(labels.unsqueeze(1)).to(at::kFloat));
-  const at::Tensor gradient = at::mm(probabilities.to(head.head_weight.scalar_type()),
-                                     head.head_weight);
+  const at::Tensor gradient =
+      at::mm(probabilities.to(head.head_weight.scalar_type()), head.head_weight);
   return torch::autograd::grad({normalized}, {leaf}, {gradient.to(normalized.scalar_type())})[0];
 }
 
@@ -111,11 +111,10 @@ absl::Status FisherObserver::Observe(
     PTQ_ASSIGN_OR_RETURN(at::Tensor hidden, model_.Embed(ids));
     const std::vector<int64_t> shape = hidden.sizes().vec();
     const at::TensorOptions options = hidden.options();
-    PTQ_ASSIGN_OR_RETURN(
-        HiddenStore store,
-        HiddenStore::Create(blocks + 1, shape, options,
-                            {.device_bytes = options_.device_bytes,
-                             .folder = options_.scratch_folder}));
+    PTQ_ASSIGN_OR_RETURN(HiddenStore store,
+                         HiddenStore::Create(blocks + 1, shape, options,
+                                             {.device_bytes = options_.device_bytes,
+                                              .folder = options_.scratch_folder}));
     const int64_t gradient_slot = blocks;
     for (int64_t index = 0; index < blocks; ++index) {
       PTQ_ASSIGN_OR_RETURN(const auto block, model_.LoadBlock(index));
@@ -154,8 +153,7 @@ absl::Status FisherObserver::Observe(
 
     for (int64_t index = blocks - 1; index >= 0; --index) {
       PTQ_ASSIGN_OR_RETURN(const auto block, model_.LoadBlock(index));
-      at::Tensor fisher =
-          at::zeros({shape[2], shape[2]}, options.dtype(at::kFloat));
+      at::Tensor fisher = at::zeros({shape[2], shape[2]}, options.dtype(at::kFloat));
       for (int64_t begin = 0; begin < samples; begin += step) {
         PTQ_RETURN_IF_ERROR(cancel.Check());
         const int64_t count = std::min(step, samples - begin);
@@ -171,11 +169,10 @@ absl::Status FisherObserver::Observe(
           const at::AutoGradMode with_grad(true);
           again = block->Forward(leaf, rotary);
         }
-        PTQ_RETURN_IF_ERROR(store.Write(
-            gradient_slot, begin, torch::autograd::grad({again}, {leaf}, {gradient})[0]));
+        PTQ_RETURN_IF_ERROR(store.Write(gradient_slot, begin,
+                                        torch::autograd::grad({again}, {leaf}, {gradient})[0]));
       }
-      PTQ_RETURN_IF_ERROR(
-          consume(index, fisher.div_(static_cast<double>(samples * length))));
+      PTQ_RETURN_IF_ERROR(consume(index, fisher.div_(static_cast<double>(samples * length))));
       advance(3);
     }
     return absl::OkStatus();

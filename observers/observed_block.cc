@@ -1,7 +1,7 @@
 #include "observers/observed_block.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -81,8 +81,8 @@ absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
   }
   PTQ_ASSIGN_OR_RETURN(const at::Tensor hidden, model.Embed(ids));
   if (held_out < 0 || held_out >= ids.size(0)) {
-    return absl::InvalidArgumentError(absl::StrFormat("%d of %d samples cannot be held out",
-                                                      held_out, ids.size(0)));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d of %d samples cannot be held out", held_out, ids.size(0)));
   }
   return CatchTorchErrors(
       "block inputs", [&]() -> absl::StatusOr<std::unique_ptr<BlockInputObserver>> {
@@ -102,8 +102,7 @@ absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
 void BlockInputObserver::ShowInputs() {
   const int64_t samples = full_precision_.size(0) - held_out_;
   inputs_.full_precision = full_precision_.narrow(0, 0, samples);
-  inputs_.quantized =
-      ChainsAreEqual() ? inputs_.full_precision : quantized_.narrow(0, 0, samples);
+  inputs_.quantized = ChainsAreEqual() ? inputs_.full_precision : quantized_.narrow(0, 0, samples);
 }
 
 absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& block) {
@@ -115,8 +114,8 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
     observed.micro_batch = micro_batch_;
     if (ChainsAreEqual()) {
       LinearObserver observer(block);
-      outputs_ = RunAll(block, full_precision_, rotary_, micro_batch_, held_out_,
-                        observer.Observe());
+      outputs_ =
+          RunAll(block, full_precision_, rotary_, micro_batch_, held_out_, observer.Observe());
       observed.statistics = observer.Finish();
     } else {
       outputs_ = RunAll(block, full_precision_, rotary_, micro_batch_, held_out_, {});
@@ -178,12 +177,12 @@ absl::StatusOr<ReconstructionError> BlockInputObserver::Advance(
 ReconstructionError BlockInputObserver::MeasureError() const {
   if (held_out_ == 0) return {};
   const int64_t samples = quantized_.size(0) - held_out_;
-  return {.calibration = MeanRelativeError(inputs_.quantized, inputs_.full_precision,
-                                           inputs_.token_mask),
-          .held_out = MeanRelativeError(
-              quantized_.narrow(0, samples, held_out_),
-              full_precision_.narrow(0, samples, held_out_),
-              LastPositionMask(held_out_, quantized_.size(1), quantized_.device()))};
+  return {
+      .calibration =
+          MeanRelativeError(inputs_.quantized, inputs_.full_precision, inputs_.token_mask),
+      .held_out = MeanRelativeError(
+          quantized_.narrow(0, samples, held_out_), full_precision_.narrow(0, samples, held_out_),
+          LastPositionMask(held_out_, quantized_.size(1), quantized_.device()))};
 }
 
 }  // namespace ptq

@@ -10,8 +10,8 @@
 #include "absl/strings/str_format.h"
 #include "common/file.h"
 #include "common/status_macros.h"
-#include "formats/safetensors_writer.h"
 #include "formats/headers/safetensors_header.h"
+#include "formats/safetensors_writer.h"
 #include "worker/file_digest.h"
 
 namespace ptq {
@@ -58,8 +58,8 @@ absl::Status FisherFiles::Write(int64_t block, const at::Tensor& fisher) {
 }
 
 absl::Status FisherFiles::Finish() {
-  return WriteFileAtomically(
-      ManifestPath(), DumpJsonPretty(Json{{"identity", identity_}, {"digests", digests_}}));
+  return WriteFileAtomically(ManifestPath(),
+                             DumpJsonPretty(Json{{"identity", identity_}, {"digests", digests_}}));
 }
 
 absl::StatusOr<at::Tensor> FisherFiles::Read(int64_t block) const {

@@ -177,7 +177,8 @@ absl::Status JobFolder::OpenUnfinished(const JobIdentity& identity,
 
 absl::Status JobFolder::RemoveTemporaryFiles() {
   static const std::regex kTemporary(R"(.*\.tmp\.[0-9]+\.[0-9]+)");
-  for (const std::string& folder : {path_, JoinPath(path_, kState), record_folder(), fisher_folder()}) {
+  for (const std::string& folder :
+       {path_, JoinPath(path_, kState), record_folder(), fisher_folder()}) {
     if (!IsDirectory(folder)) continue;
     PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder));
     for (const std::string& name : names) {

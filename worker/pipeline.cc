@@ -95,8 +95,8 @@ std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
   switch (plan.spec.algorithm) {
     case Algorithm::kAutoRound: {
       AutoRoundOptions options;
-      options.method = LearnsScales(plan.spec) ? AutoRoundMethod::kLearnedScale
-                                               : AutoRoundMethod::kPaper;
+      options.method =
+          LearnsScales(plan.spec) ? AutoRoundMethod::kLearnedScale : AutoRoundMethod::kPaper;
       options.iterations = plan.spec.EffectiveIterations();
       options.batch_size = plan.spec.batch_size;
       return std::make_unique<AutoRoundBlockQuantizer>(plan.stored_dtype, options);
@@ -206,9 +206,9 @@ absl::Status Pipeline::Load() {
     if (!windows.ok()) return Annotate(windows.status(), "calibration");
     PTQ_RETURN_IF_ERROR(cancel_.Check());
     calibration_windows_ = windows->ids;
-    PTQ_ASSIGN_OR_RETURN(
-        observer_, BlockInputObserver::Create(*model_, calibration_windows_, MicroBatch(spec),
-                                              calibration_windows_.size(0) - spec.samples));
+    PTQ_ASSIGN_OR_RETURN(observer_,
+                         BlockInputObserver::Create(*model_, calibration_windows_, MicroBatch(spec),
+                                                    calibration_windows_.size(0) - spec.samples));
   }
   return absl::OkStatus();
 }
@@ -230,11 +230,12 @@ absl::Status Pipeline::ObserveFisher() {
   PTQ_ASSIGN_OR_RETURN(const auto model,
                        DecoderModel::Create(plan_.inspection.config, *reader_, compute));
   FisherObserver observer(
-      *model, {.micro_batch = MicroBatch(spec),
-               .seed = BlockSeed(spec.seed, -1),
-               .device_bytes = compute.device.is_cpu() ? kFisherHostBytes
-                                                       : CudaDeviceMemoryBytes() / kFisherDeviceShare,
-               .scratch_folder = fisher_->folder()});
+      *model,
+      {.micro_batch = MicroBatch(spec),
+       .seed = BlockSeed(spec.seed, -1),
+       .device_bytes = compute.device.is_cpu() ? kFisherHostBytes
+                                               : CudaDeviceMemoryBytes() / kFisherDeviceShare,
+       .scratch_folder = fisher_->folder()});
   absl::Status status = observer.Observe(
       calibration_windows_.narrow(0, 0, windows), cancel_,
       [this](double fraction) { events_.Phase("fisher", fraction); },
@@ -287,9 +288,8 @@ Json Pipeline::SummarizeCalibration() {
   summary["errors"] = Json::array();
   for (const auto& [block, error] : errors_) {
     log_ratio += std::log(error.held_out / error.calibration) / static_cast<double>(errors_.size());
-    summary["errors"].push_back({{"block", block},
-                                 {"calibration", error.calibration},
-                                 {"held_out", error.held_out}});
+    summary["errors"].push_back(
+        {{"block", block}, {"calibration", error.calibration}, {"held_out", error.held_out}});
   }
   const double ratio = std::exp(log_ratio);
   summary["held_out_samples"] = HeldOutWindows(spec);

@@ -1,7 +1,8 @@
 // Block-wise tuning of rounding, in two recipes. Paper: Auto-Round (arXiv 2309.05516) with the
 // arithmetic of auto-round 0.16.1: rounding offsets V and range factors alpha and beta by signed
-// gradient descent on the block's squared error. Learned scale: this project's own (docs/tuning.md):
-// searched scales, positions U and a scale factor t by Adam, on a Fisher-weighted error.
+// gradient descent on the block's squared error. Learned scale: this project's own
+// (docs/tuning.md): searched scales, positions U and a scale factor t by Adam, on a Fisher-weighted
+// error.
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_AUTO_ROUND_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_AUTO_ROUND_H_
 
@@ -31,8 +32,8 @@ struct AutoRoundOptions {
 };
 
 // The learned-scale recipe's constants beside the decays in learned_scale_math.h.
-inline constexpr double kFactorRate = 0.2;     // t's learning rate over U's
-inline constexpr double kFisherWeight = 0.9;   // of F in the metric, the rest is the identity
+inline constexpr double kFactorRate = 0.2;    // t's learning rate over U's
+inline constexpr double kFisherWeight = 0.9;  // of F in the metric, the rest is the identity
 // Below 4 tokens a channel F is too noisy for that.
 inline constexpr double kSparseFisherWeight = 0.5;
 inline constexpr int64_t kFisherTokensPerChannel = 4;
@@ -52,8 +53,8 @@ class AutoRoundBlockQuantizer final : public BlockQuantizer {
       : stored_dtype_(stored_dtype), options_(options) {}
   // Paper: keeps the parameters of the step with the least loss. Learned scale: those of the last
   // step; the loss is FisherLoss where `observed.fisher` is defined, else the squared error. Where
-  // no such step's loss is a number, all layers fall back to the recipe's start and say so. The observed tensors must not be inference tensors
-  // (autograd saves some of them).
+  // no such step's loss is a number, all layers fall back to the recipe's start and say so. The
+  // observed tensors must not be inference tensors (autograd saves some of them).
   absl::StatusOr<QuantizedBlock> QuantizeBlock(const BlockQuantizationRequest& request) override;
 
  private:

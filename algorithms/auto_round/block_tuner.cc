@@ -26,9 +26,9 @@ namespace {
 // Eager steps before the graph is captured: they start cuBLAS and fill the allocator's pools.
 constexpr int64_t kEagerSteps = 2;
 
-// What the gradient of a block's output is scaled to (root mean square) before the backward pass, so
-// that weight gradients are about 1e-3: far from where their squares underflow (learned_scale_math.h)
-// and, in half precision, where they themselves do.
+// What the gradient of a block's output is scaled to (root mean square) before the backward pass,
+// so that weight gradients are about 1e-3: far from where their squares underflow
+// (learned_scale_math.h) and, in half precision, where they themselves do.
 constexpr double kGradientRms = 1.0 / 16384;
 constexpr double kHalfGradientRms = 1.0 / 16;
 
@@ -170,10 +170,9 @@ void BlockTuner::MakeParameters(at::ScalarType stored_dtype,
     const double peak = options_.learning_rate > 0
                             ? options_.learning_rate * static_cast<double>(iterations)
                             : LearnedScalePeak(iterations);
-    const double factor_peak =
-        options_.range_learning_rate > 0
-            ? options_.range_learning_rate * static_cast<double>(iterations)
-            : kFactorRate * peak;
+    const double factor_peak = options_.range_learning_rate > 0
+                                   ? options_.range_learning_rate * static_cast<double>(iterations)
+                                   : kFactorRate * peak;
     rates.value = table(CosineDecay(peak, iterations));
     rates.range = table(CosineDecay(factor_peak, iterations));
     rates.first_correction = table(MomentCorrections(rounding::kFirstDecay, iterations));
@@ -253,15 +252,15 @@ void BlockTuner::ChooseGradientScale() {
     return;
   }
   FakeQuantizeAll();
-  const at::Tensor output =
-      Forward(inputs_.index_select(0, loss_inputs_.order.select(0, 0)));
-  const double rms = std::sqrt(
-      loss_->Gradient(output).to(at::kFloat).square().mean().item<double>());
+  const at::Tensor output = Forward(inputs_.index_select(0, loss_inputs_.order.select(0, 0)));
+  const double rms =
+      std::sqrt(loss_->Gradient(output).to(at::kFloat).square().mean().item<double>());
   loss_->Reset();
   // A power of two, so that the scale changes no bit but the exponent's.
   loss_->gradient_scale =
       std::isfinite(rms) && rms > 0
-          ? static_cast<float>(std::exp2(std::round(std::log2((half ? kHalfGradientRms : kGradientRms) / rms))))
+          ? static_cast<float>(
+                std::exp2(std::round(std::log2((half ? kHalfGradientRms : kGradientRms) / rms))))
           : 1.0F;
 }
 

@@ -19,9 +19,9 @@
 namespace ptq {
 
 // Holds the tunable parameters of a block's quantized linears and takes steps on them. Nothing
-// inside a step waits for the device: batches, rates, losses and the best step stay there, and on CUDA all steps after the first two replay one captured graph. Linears
-// that see one and the same input (q, k, v; gate, up) are computed as one product. Methods throw
-// c10::Error.
+// inside a step waits for the device: batches, rates, losses and the best step stay there, and on
+// CUDA all steps after the first two replay one captured graph. Linears that see one and the same
+// input (q, k, v; gate, up) are computed as one product. Methods throw c10::Error.
 class BlockTuner {
  public:
   // All of `request` outlives it; inputs, schemes and options were validated. iterations >= 1.

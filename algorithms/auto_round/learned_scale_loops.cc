@@ -55,9 +55,9 @@ inline __attribute__((always_inline)) void StepUnits(const LearnedScaleState& st
         const int64_t at = first_element + i;
         const float g = Storage::Load(gradient[at]);
         const r::Code code = r::ChooseCode(position[at], 0.0f, zero_point, range);
-        const r::AdamUpdate update = r::AdamStep(
-            (g * scale) * code.inside, r::BFloat16::Load(first_moment[at]),
-            r::BFloat16::Load(second_moment[at]), first_correction, second_correction);
+        const r::AdamUpdate update =
+            r::AdamStep((g * scale) * code.inside, r::BFloat16::Load(first_moment[at]),
+                        r::BFloat16::Load(second_moment[at]), first_correction, second_correction);
         first_moment[at] = r::BFloat16::Store(r::RoundToBFloat16(update.first));
         second_moment[at] = r::BFloat16::Store(r::RoundToBFloat16(update.second));
         position[at] -= rate * update.direction;
@@ -86,10 +86,10 @@ PTQ_DEFINE_CLONES(BFloat16, BFloat16, RoundedToBFloat16)
 PTQ_DEFINE_CLONES(Half, Half, RoundedToHalf)
 #undef PTQ_DEFINE_CLONES
 
-#define PTQ_DEFINE_CLONES(Storage)                                                              \
-  PTQ_VECTOR_CLONES void Step##Storage(const LearnedScaleState& state, int64_t begin,           \
-                                       int64_t end, const StepRates& rates) {                   \
-    StepUnits<r::Storage>(state, begin, end, rates);                                            \
+#define PTQ_DEFINE_CLONES(Storage)                                                                 \
+  PTQ_VECTOR_CLONES void Step##Storage(const LearnedScaleState& state, int64_t begin, int64_t end, \
+                                       const StepRates& rates) {                                   \
+    StepUnits<r::Storage>(state, begin, end, rates);                                               \
   }
 PTQ_DEFINE_CLONES(Float32)
 PTQ_DEFINE_CLONES(BFloat16)
@@ -133,10 +133,10 @@ void StepFactors(const LearnedScaleState& state, int64_t begin, int64_t end,
     for (int64_t unit = group * per_group; unit < (group + 1) * per_group; ++unit) {
       gradient += state.factor_gradient[unit];
     }
-    const r::AdamUpdate update = r::AdamStep(
-        gradient * state.start_scale[group], state.factor_first_moment[group],
-        state.factor_second_moment[group], rates.first_correction[*rates.step],
-        rates.second_correction[*rates.step]);
+    const r::AdamUpdate update =
+        r::AdamStep(gradient * state.start_scale[group], state.factor_first_moment[group],
+                    state.factor_second_moment[group], rates.first_correction[*rates.step],
+                    rates.second_correction[*rates.step]);
     state.factor_first_moment[group] = update.first;
     state.factor_second_moment[group] = update.second;
     state.factor[group] -= rates.range[*rates.step] * update.direction;

@@ -25,7 +25,7 @@ PTQ_HOST_DEVICE float LearnedScale(float start, float factor) {
 }
 
 struct AdamUpdate {
-  float first;      // moments after the step
+  float first;  // moments after the step
   float second;
   float direction;  // what the parameter moves against, times the learning rate
 };
@@ -39,9 +39,8 @@ PTQ_HOST_DEVICE AdamUpdate AdamStep(float gradient, float first, float second,
   const float square = update.second * second_correction;
   const float ratio =
       (update.first * first_correction) / __builtin_sqrtf(Larger(square, kLeastSquare));
-  update.direction = square < kLeastSquare
-                         ? 0.0f
-                         : Clamp(ratio, -kLargestDirection, kLargestDirection);
+  update.direction =
+      square < kLeastSquare ? 0.0f : Clamp(ratio, -kLargestDirection, kLargestDirection);
   return update;
 }
 

@@ -28,12 +28,11 @@ LearnedScaleParameters::LearnedScaleParameters(const at::Tensor& weight,
   static_cast<WeightLayout&>(state_) = LayoutOf(weight, stored_dtype, scheme);
   const auto floats = weight.options().dtype(at::kFloat);
   start_scale_ = start.scale.to(floats).flatten().contiguous();
-  zero_point_ = scheme.symmetric
-                    ? at::zeros({state_.groups}, floats)
-                    : (start.zero_point.to(weight.device()) - scheme.quant_min())
-                          .to(at::kFloat)
-                          .flatten()
-                          .contiguous();
+  zero_point_ = scheme.symmetric ? at::zeros({state_.groups}, floats)
+                                 : (start.zero_point.to(weight.device()) - scheme.quant_min())
+                                       .to(at::kFloat)
+                                       .flatten()
+                                       .contiguous();
   const auto [b0, b1] = BlockSizeOf(scheme, weight.size(0), weight.size(1));
   const at::Tensor blocked =
       weight.detach().to(at::kFloat).reshape({weight.size(0) / b0, b0, weight.size(1) / b1, b1});
@@ -64,9 +63,8 @@ void LearnedScaleParameters::FakeQuantize(const at::Tensor& output) {
     CheckCuda(CudaKernels().fake_quantize_positions(state_, CudaKernels().current_stream()));
     return;
   }
-  ForUnits(state_, [this](int64_t begin, int64_t end) {
-    FakeQuantizePositions(state_, begin, end);
-  });
+  ForUnits(state_,
+           [this](int64_t begin, int64_t end) { FakeQuantizePositions(state_, begin, end); });
 }
 
 void LearnedScaleParameters::Step(const at::Tensor& gradient, const StepRates& rates) {

@@ -29,14 +29,16 @@ class LearnedScaleParameters final : public TunableWeight {
   // Of the current U and t.
   AffineQuantizedTensor Record() const override;
 
-  const at::Tensor& position() const { return position_; }  // U [N, K] float32
-  const at::Tensor& factor() const { return factor_; }      // t [groups] float32
+  const at::Tensor& position() const { return position_; }          // U [N, K] float32
+  const at::Tensor& factor() const { return factor_; }              // t [groups] float32
+  const at::Tensor& first_moment() const { return first_moment_; }  // of U, [N, K] bfloat16
+  const at::Tensor& factor_first_moment() const { return factor_first_moment_; }  // of t, float32
 
  private:
   at::ScalarType stored_dtype_;
   QuantizationScheme scheme_;
   at::Tensor position_;
-  at::Tensor first_moment_;   // [N, K] bfloat16, as is the second: measured to lose nothing
+  at::Tensor first_moment_;  // [N, K] bfloat16, as is the second: measured to lose nothing
   at::Tensor second_moment_;
   at::Tensor start_scale_;
   at::Tensor zero_point_;

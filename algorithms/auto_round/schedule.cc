@@ -66,7 +66,8 @@ double LearnedScalePeak(int64_t iterations) {
 std::vector<float> CosineDecay(double peak, int64_t iterations) {
   std::vector<float> rates(static_cast<size_t>(iterations));
   for (int64_t k = 0; k < iterations; ++k) {
-    const double angle = std::numbers::pi * static_cast<double>(k) / static_cast<double>(iterations);
+    const double angle =
+        std::numbers::pi * static_cast<double>(k) / static_cast<double>(iterations);
     rates[static_cast<size_t>(k)] =
         static_cast<float>(peak / static_cast<double>(iterations) * (1.0 + std::cos(angle)) / 2.0);
   }

@@ -19,7 +19,8 @@ std::vector<float> LinearDecay(double rate, int64_t iterations);
 // more, .7 at 20, .6 at 15, .5 for 12 and fewer, linear in between.
 double LearnedScalePeak(int64_t iterations);
 
-// peak / iterations · (1 + cos(pi k / iterations)) / 2 for k = 0 .. iterations - 1. iterations >= 1.
+// peak / iterations · (1 + cos(pi k / iterations)) / 2 for k = 0 .. iterations - 1. iterations
+// >= 1.
 std::vector<float> CosineDecay(double peak, int64_t iterations);
 
 // Adam's 1 / (1 - decay^(k+1)) for k = 0 .. iterations - 1. 0 < decay < 1.

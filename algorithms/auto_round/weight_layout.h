@@ -1,5 +1,5 @@
-// How a linear layer's weight lies in memory and is cut into pieces of work, for the tuning loops on
-// the host and on a CUDA device. C++17, no torch.
+// How a linear layer's weight lies in memory and is cut into pieces of work, for the tuning loops
+// on the host and on a CUDA device. C++17, no torch.
 #ifndef PTQ_ALGORITHMS_AUTO_ROUND_WEIGHT_LAYOUT_H_
 #define PTQ_ALGORITHMS_AUTO_ROUND_WEIGHT_LAYOUT_H_
 

@@ -39,9 +39,9 @@ WeightLayout LayoutOf(const at::Tensor& weight, at::ScalarType stored_dtype,
 
 void CheckLikeWeight(const at::Tensor& tensor, at::IntArrayRef sizes,
                      const at::TensorOptions& options) {
-  TORCH_CHECK(tensor.is_contiguous() && tensor.sizes() == sizes &&
-                  tensor.dtype() == options.dtype(),
-              "the fake-quantized weight and its gradient must be like the weight and contiguous");
+  TORCH_CHECK(
+      tensor.is_contiguous() && tensor.sizes() == sizes && tensor.dtype() == options.dtype(),
+      "the fake-quantized weight and its gradient must be like the weight and contiguous");
 }
 
 }  // namespace ptq

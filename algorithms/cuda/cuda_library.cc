@@ -47,12 +47,24 @@ void GraphReplay(void* graph) { static_cast<CUDAGraph*>(graph)->replay(); }
 void GraphDestroy(void* graph) { delete static_cast<CUDAGraph*>(graph); }
 
 constexpr CudaApi kApi = {
-    CudaApi::kVersion,   LaunchFakeQuantize,          LaunchStepRounding,
-    LaunchTuningLoss,    LaunchFakeQuantizePositions, LaunchStepPositions,
-    ErrorString,         CurrentStream,               Synchronize,
-    PeakAllocatedBytes,  ResetPeakAllocatedBytes,     ReleaseCachedMemory,
-    DeviceName,          DeviceMemoryBytes,           GraphCreate,
-    GraphCaptureBegin,   GraphCaptureEnd,             GraphReplay,
+    CudaApi::kVersion,
+    LaunchFakeQuantize,
+    LaunchStepRounding,
+    LaunchTuningLoss,
+    LaunchFakeQuantizePositions,
+    LaunchStepPositions,
+    ErrorString,
+    CurrentStream,
+    Synchronize,
+    PeakAllocatedBytes,
+    ResetPeakAllocatedBytes,
+    ReleaseCachedMemory,
+    DeviceName,
+    DeviceMemoryBytes,
+    GraphCreate,
+    GraphCaptureBegin,
+    GraphCaptureEnd,
+    GraphReplay,
     GraphDestroy,
 };
 

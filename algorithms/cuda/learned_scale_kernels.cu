@@ -171,11 +171,9 @@ cudaError_t LaunchStep(const LearnedScaleState& state, const StepRates& rates,
                        cudaStream_t stream) {
   const int64_t units = state.units();
   if (FourFit<typename Storage::Word>(state, state.gradient)) {
-    StepPositionsKernel<Storage, 4>
-        <<<BlocksFor(units), kThreads, 0, stream>>>(state, rates, units);
+    StepPositionsKernel<Storage, 4><<<BlocksFor(units), kThreads, 0, stream>>>(state, rates, units);
   } else {
-    StepPositionsKernel<Storage, 1>
-        <<<BlocksFor(units), kThreads, 0, stream>>>(state, rates, units);
+    StepPositionsKernel<Storage, 1><<<BlocksFor(units), kThreads, 0, stream>>>(state, rates, units);
   }
   StepFactorsKernel<<<BlocksFor(state.groups), kThreads, 0, stream>>>(state, rates);
   return cudaGetLastError();

@@ -1,4 +1,5 @@
-// The block reconstruction loss with its gradient on a CUDA device: the host loops of auto_round/loss_loops.h, built with -fmad=false.
+// The block reconstruction loss with its gradient on a CUDA device: the host loops of
+// auto_round/loss_loops.h, built with -fmad=false.
 #include <cuda_runtime.h>
 
 #include <cstdint>

@@ -117,7 +117,44 @@ TEST_F(BlockInputObserverTest, ChainsStayEqualWhileNothingIsQuantized) {
   EXPECT_TRUE(observer_->inputs().quantized.equal(expected));
 }
 
+TEST_F(BlockInputObserverTest, HeldOutSamplesGoAlongUnseen) {
+  const at::Tensor more = at::cat({ids_, at::randint(config_.vocab_size, {3, 6}, at::kLong)});
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto with, BlockInputObserver::Create(*model_, more, 2, 3));
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock alone, observer_->Observe(*first_));
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, with->Observe(*first_));
+  // What quantizers see is the same, to the bit.
+  EXPECT_TRUE(observed.targets.equal(alone.targets));
+  EXPECT_TRUE(observed.inputs->quantized.equal(alone.inputs->quantized));
+  EXPECT_TRUE(observed.inputs->token_mask.equal(alone.inputs->token_mask));
+  EXPECT_TRUE(observed.statistics[6].hessian.equal(alone.statistics[6].hessian));
+
+  const std::vector<at::Tensor> rounded = Rounded(*first_);
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor embedded, model_->Embed(more));
+  const at::Tensor target = RunBlock(*first_, embedded, with->rotary(), 8);
+  const at::Tensor output = Run(*first_, embedded, rounded);
+  const at::Tensor error = ((output - target).square().sum(-1) / target.square().sum(-1))
+                               .narrow(1, 0, 5);  // the last position is masked
+  ASSERT_THAT(observer_->Advance(*first_, rounded), testing::IsOk());
+  PTQ_ASSERT_OK_AND_ASSIGN(const ReconstructionError measured, with->Advance(*first_, rounded));
+  EXPECT_NEAR(measured.calibration, error.narrow(0, 0, 5).mean().item<double>(), 1e-5);
+  EXPECT_NEAR(measured.held_out, error.narrow(0, 5, 3).mean().item<double>(), 1e-5);
+  EXPECT_TRUE(with->inputs().quantized.equal(observer_->inputs().quantized));
+  EXPECT_TRUE(with->inputs().full_precision.equal(observer_->inputs().full_precision));
+}
+
+TEST_F(BlockInputObserverTest, ReplayGivesTheBitsOfObserving) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto replayed, BlockInputObserver::Create(*model_, ids_, 2));
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*first_));
+  const std::vector<at::Tensor> rounded = Rounded(*first_);
+  ASSERT_THAT(observer_->Advance(*observed.block, rounded), testing::IsOk());
+  ASSERT_THAT(replayed->Replay(*first_, rounded), testing::IsOk());
+  EXPECT_TRUE(replayed->inputs().quantized.equal(observer_->inputs().quantized));
+  EXPECT_TRUE(replayed->inputs().full_precision.equal(observer_->inputs().full_precision));
+}
+
 TEST_F(BlockInputObserverTest, WrongArgumentsAreRefused) {
+  EXPECT_THAT(BlockInputObserver::Create(*model_, ids_, 2, 5),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("held out")));
   EXPECT_THAT(BlockInputObserver::Create(*model_, ids_, 0),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("micro-batch")));
   PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*first_));

@@ -32,6 +32,35 @@ TEST(LinearDecay, SumsToHalfAtTheDefaultRate) {
   EXPECT_NEAR(sum, 0.5025, 1e-6);  // what V can reach
 }
 
+TEST(LearnedScalePeak, IsLowerForShortRuns) {
+  EXPECT_DOUBLE_EQ(LearnedScalePeak(1), 0.5);
+  EXPECT_DOUBLE_EQ(LearnedScalePeak(12), 0.5);
+  EXPECT_DOUBLE_EQ(LearnedScalePeak(15), 0.6);
+  EXPECT_DOUBLE_EQ(LearnedScalePeak(20), 0.7);
+  EXPECT_DOUBLE_EQ(LearnedScalePeak(25), 0.85);
+  EXPECT_DOUBLE_EQ(LearnedScalePeak(30), 1.0);
+  EXPECT_DOUBLE_EQ(LearnedScalePeak(1000), 1.0);
+}
+
+TEST(CosineDecay, FallsFromThePeakAndSumsToHalfOfIt) {
+  const std::vector<float> rates = CosineDecay(0.7, 20);
+  EXPECT_FLOAT_EQ(rates[0], 0.7F / 20);
+  EXPECT_FLOAT_EQ(rates[10], 0.35F / 20);
+  EXPECT_TRUE(std::is_sorted(rates.rbegin(), rates.rend()));
+  EXPECT_GT(rates.back(), 0.0F);
+  double sum = 0;
+  for (const float rate : rates) {
+    sum += rate;
+  }
+  EXPECT_NEAR(sum, 0.35 + 0.35 / 20, 1e-6);
+}
+
+TEST(MomentCorrections, UndoTheStartAtZero) {
+  // A moment of a constant gradient 1 after k steps is 1 - decay^k.
+  EXPECT_THAT(MomentCorrections(0.5, 3),
+              ElementsAre(FloatEq(2.0F), FloatEq(4.0F / 3), FloatEq(8.0F / 7)));
+}
+
 TEST(BatchOrder, VisitsEverySampleOnceAnEpoch) {
   const std::vector<int64_t> order = BatchOrder(/*samples=*/12, /*batch=*/4, /*iterations=*/9, 7);
   ASSERT_EQ(order.size(), 36U);

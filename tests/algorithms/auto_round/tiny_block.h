@@ -13,6 +13,7 @@
 #include "algorithms/block_quantizer.h"
 #include "models/decoder_block.h"
 #include "observers/block_inputs.h"
+#include "observers/linear_observer.h"
 #include "observers/observed_block.h"
 
 namespace ptq::testing {
@@ -63,6 +64,9 @@ struct TinyCase {
     observed.rotary = &rotary;
     observed.inputs = &inputs;
     observed.targets = block.Forward(inputs.full_precision, rotary).contiguous();
+    LinearObserver observer(block);
+    block.Forward(inputs.quantized, rotary, observer.Observe());
+    observed.statistics = observer.Finish();
     QuantizationScheme scheme;
     scheme.bits = 3;
     scheme.group_size = 16;
