@@ -2,9 +2,12 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/cpu/Utils.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,6 +56,17 @@ const TableTensor* FindOuterRow(const std::vector<TableTensor>& table, TensorRol
   return nullptr;
 }
 
+// body(first row, rows in `dtype`) for pieces of `weight` [V, D].
+template <typename Body>
+void ForPieces(const at::Tensor& weight, at::ScalarType dtype, const Body& body) {
+  constexpr int64_t kElements = int64_t{1} << 22;
+  const int64_t rows = std::max<int64_t>(1, kElements / weight.size(1));
+  for (int64_t begin = 0; begin < weight.size(0); begin += rows) {
+    const int64_t count = std::min(rows, weight.size(0) - begin);
+    body(begin, weight.narrow(0, begin, count).to(dtype));
+  }
+}
+
 }  // namespace
 
 at::ScalarType ChooseComputeDtype(at::Device device, at::ScalarType stored) {
@@ -68,13 +82,36 @@ at::Tensor LanguageModelHead::Normalize(const at::Tensor& hidden) const {
 }
 
 at::Tensor LanguageModelHead::Project(const at::Tensor& normalized) const {
-  if (normalized.is_cuda() && normalized.scalar_type() != at::kFloat) {
+  if (normalized.is_cuda() && normalized.scalar_type() != at::kFloat &&
+      normalized.scalar_type() == head_weight.scalar_type()) {
     // Products of half-precision values summed and kept in float32.
     std::vector<int64_t> shape = normalized.sizes().vec();
     shape.back() = head_weight.size(0);
     return at::mm(normalized.flatten(0, -2), head_weight.t(), at::kFloat).view(shape);
   }
-  return at::linear(normalized, head_weight).to(at::kFloat);
+  if (normalized.scalar_type() == head_weight.scalar_type()) {
+    return at::linear(normalized, head_weight).to(at::kFloat);
+  }
+  std::vector<int64_t> shape = normalized.sizes().vec();
+  shape.back() = head_weight.size(0);
+  at::Tensor logits = at::empty(shape, normalized.options().dtype(at::kFloat));
+  ForPieces(head_weight, normalized.scalar_type(), [&](int64_t begin, const at::Tensor& piece) {
+    logits.narrow(-1, begin, piece.size(0)).copy_(at::linear(normalized, piece));
+  });
+  return logits;
+}
+
+at::Tensor LanguageModelHead::ProjectBackward(const at::Tensor& logits_gradient) const {
+  const at::ScalarType dtype = norm_weight.scalar_type();
+  if (dtype == head_weight.scalar_type()) {
+    return at::mm(logits_gradient.to(dtype), head_weight);
+  }
+  at::Tensor gradient = at::zeros({logits_gradient.size(0), head_weight.size(1)},
+                                  logits_gradient.options().dtype(dtype));
+  ForPieces(head_weight, dtype, [&](int64_t begin, const at::Tensor& piece) {
+    gradient.addmm_(logits_gradient.narrow(1, begin, piece.size(0)).to(dtype), piece);
+  });
+  return gradient;
 }
 
 absl::StatusOr<std::unique_ptr<DecoderModel>> DecoderModel::Create(const ModelConfig& config,
@@ -162,7 +199,7 @@ absl::StatusOr<LanguageModelHead> DecoderModel::LoadHead() const {
     PTQ_ASSIGN_OR_RETURN(const at::Tensor norm_weight, ReadRow(reader_, *norm));
     result.norm_weight = norm_weight.to(options);
     PTQ_ASSIGN_OR_RETURN(const at::Tensor head_weight, ReadRow(reader_, *head));
-    result.head_weight = head_weight.to(options);
+    result.head_weight = head_weight.to(options_.device);
     return result;
   });
 }

@@ -35,9 +35,13 @@ class LanguageModelHead {
   at::Tensor Normalize(const at::Tensor& hidden) const;
   // Normalized states [..., D] -> logits [..., V] in float32.
   at::Tensor Project(const at::Tensor& normalized) const;
+  // d loss / d normalized [n, D] in the compute dtype, from d loss / d logits [n, V] float32.
+  at::Tensor ProjectBackward(const at::Tensor& logits_gradient) const;
 
   at::Tensor norm_weight;  // [D]
-  at::Tensor head_weight;  // [V, D]; the embedding if tied
+  // [V, D]; the embedding if tied. In the checkpoint's dtype, widened piece by piece where another
+  // one is computed in: of a large vocabulary a wide copy would be the largest tensor of a job.
+  at::Tensor head_weight;
   double rms_norm_eps = 0;
 };
 

@@ -54,8 +54,7 @@ at::Tensor HeadGradient(const LanguageModelHead& head, const at::Tensor& hidden,
   const at::Tensor columns = at::arange(logits.size(1), labels.options());
   const at::Tensor probabilities =
       logits.softmax(-1).sub_(columns.eq(labels.unsqueeze(1)).to(at::kFloat));
-  const at::Tensor gradient =
-      at::mm(probabilities.to(head.head_weight.scalar_type()), head.head_weight);
+  const at::Tensor gradient = head.ProjectBackward(probabilities);
   return torch::autograd::grad({normalized}, {leaf}, {gradient.to(normalized.scalar_type())})[0];
 }
 

@@ -50,6 +50,9 @@ class Stopwatch {
   std::chrono::steady_clock::time_point lap_ = start_;
 };
 
+// Tokens of one pass through a block on a CPU, where activations are what the Fisher pass takes
+// most memory for.
+constexpr int64_t kFisherHostTokens = 1024;
 // Of the outputs of all blocks that the Fisher pass keeps on the device; the rest goes to a file.
 constexpr int64_t kFisherHostBytes = int64_t{1} << 30;
 constexpr int64_t kFisherDeviceShare = 4;  // a quarter of a GPU's memory
@@ -83,8 +86,8 @@ int64_t FisherWindows(const JobSpec& spec, int64_t width) {
   return std::min(spec.samples, (tokens + spec.sequence_length - 1) / spec.sequence_length);
 }
 
-int64_t MicroBatch(const JobSpec& spec) {
-  return std::clamp<int64_t>(kForwardTokens / spec.sequence_length, 1, spec.samples);
+int64_t MicroBatch(const JobSpec& spec, int64_t tokens = kForwardTokens) {
+  return std::clamp<int64_t>(tokens / spec.sequence_length, 1, spec.samples);
 }
 
 uint64_t BlockSeed(uint64_t job_seed, int64_t block) {
@@ -229,12 +232,12 @@ absl::Status Pipeline::ObserveFisher() {
   if (compute.dtype == at::kHalf) compute.dtype = at::kBFloat16;
   PTQ_ASSIGN_OR_RETURN(const auto model,
                        DecoderModel::Create(plan_.inspection.config, *reader_, compute));
+  const bool host = compute.device.is_cpu();
   FisherObserver observer(
       *model,
-      {.micro_batch = MicroBatch(spec),
+      {.micro_batch = MicroBatch(spec, host ? kFisherHostTokens : kForwardTokens),
        .seed = BlockSeed(spec.seed, -1),
-       .device_bytes = compute.device.is_cpu() ? kFisherHostBytes
-                                               : CudaDeviceMemoryBytes() / kFisherDeviceShare,
+       .device_bytes = host ? kFisherHostBytes : CudaDeviceMemoryBytes() / kFisherDeviceShare,
        .scratch_folder = fisher_->folder()});
   absl::Status status = observer.Observe(
       calibration_windows_.narrow(0, 0, windows), cancel_,

@@ -89,6 +89,22 @@ TEST_F(DecoderModelTest, LogitsAreFloat32WhateverTheComputeDtype) {
   EXPECT_EQ(head.Logits(output).scalar_type(), at::kFloat);
 }
 
+TEST_F(DecoderModelTest, AHeadInAnotherDtypeIsWidenedInPieces) {
+  config_.vocab_size = 70000;  // two pieces of 2^22 elements at width 96, and a rest
+  config_.hidden_size = 96;
+  checkpoint_ = testing::RandomCheckpoint(config_, 12, at::kBFloat16);
+  PTQ_ASSERT_OK_AND_ASSIGN(model_, DecoderModel::Create(config_, checkpoint_, {}));
+  PTQ_ASSERT_OK_AND_ASSIGN(const LanguageModelHead head, model_->LoadHead());
+  EXPECT_EQ(head.head_weight.scalar_type(), at::kBFloat16);
+  const at::Tensor wide = head.head_weight.to(at::kDouble);
+  const at::Tensor states = at::randn({3, 96});
+  EXPECT_TRUE(at::allclose(head.Project(states).to(at::kDouble),
+                           states.to(at::kDouble).mm(wide.t()), 1e-5, 1e-5));
+  const at::Tensor gradient = at::randn({3, 70000});
+  EXPECT_TRUE(at::allclose(head.ProjectBackward(gradient).to(at::kDouble),
+                           gradient.to(at::kDouble).mm(wide), 1e-4, 1e-3));
+}
+
 TEST_F(DecoderModelTest, ATensorThatDoesNotFitTheConfigIsNamed) {
   Load();
   checkpoint_.tensors["model.layers.1.mlp.up_proj.weight"] = at::zeros({3, 4});
