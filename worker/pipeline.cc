@@ -52,7 +52,7 @@ class Stopwatch {
 
 // Tokens of one pass through a block on a CPU, where activations are what the Fisher pass takes
 // most memory for.
-constexpr int64_t kFisherHostTokens = 1024;
+constexpr int64_t kFisherHostTokens = 512;
 // Of the outputs of all blocks that the Fisher pass keeps on the device; the rest goes to a file.
 constexpr int64_t kFisherHostBytes = int64_t{1} << 30;
 constexpr int64_t kFisherDeviceShare = 4;  // a quarter of a GPU's memory
@@ -170,7 +170,6 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
                       .environment = identity_.environment,
                       .blocks = folder_.finished_blocks(),
                       .calibration = calibration,
-                      .fisher_tokens = fisher_tokens_,
                       .evaluation = std::move(evaluation),
                       .outputs = outputs,
                       .warnings = warnings_,
@@ -286,16 +285,22 @@ Json Pipeline::SummarizeCalibration() {
   if (spec.calibration.empty()) return nullptr;
   const int64_t tokens = spec.samples * spec.sequence_length;
   Json summary = {{"samples", spec.samples}, {"tokens", tokens}};
-  if (errors_.empty() || errors_.begin()->second.held_out == 0) return summary;
+  // The error behind a block is the one in front of the next.
+  Json errors = Json::array();
   double log_ratio = 0;
-  summary["errors"] = Json::array();
-  for (const auto& [block, error] : errors_) {
-    log_ratio += std::log(error.held_out / error.calibration) / static_cast<double>(errors_.size());
-    summary["errors"].push_back(
-        {{"block", block}, {"calibration", error.calibration}, {"held_out", error.held_out}});
+  for (size_t block = 1; block < folder_.finished_blocks().size(); ++block) {
+    const Json& error = folder_.finished_blocks()[block]["input_error"];
+    if (!error.is_object()) continue;
+    const double calibration = error["calibration"].get<double>();
+    const double held_out = error["held_out"].get<double>();
+    if (!(calibration > 0) || !(held_out > 0)) continue;
+    log_ratio += std::log(held_out / calibration);
+    errors.push_back({{"block", block - 1}, {"calibration", calibration}, {"held_out", held_out}});
   }
+  if (errors.empty()) return summary;
+  log_ratio /= static_cast<double>(errors.size());
+  summary["errors"] = errors;
   const double ratio = std::exp(log_ratio);
-  summary["held_out_samples"] = HeldOutWindows(spec);
   summary["held_out_ratio"] = ratio;
   if (ratio > kOverfitRatio) {
     warnings_.push_back(absl::StrFormat(
@@ -337,7 +342,7 @@ absl::Status Pipeline::ReplayBlock(int64_t index) {
                 static_cast<double>(index) / static_cast<double>(folder_.finished_blocks().size()));
   PTQ_ASSIGN_OR_RETURN(const auto block, model_->LoadBlock(index));
   PTQ_ASSIGN_OR_RETURN(const std::vector<at::Tensor> weights, ReadWeights(index, *block));
-  PTQ_ASSIGN_OR_RETURN(errors_[index], observer_->Replay(*block, weights));
+  PTQ_ASSIGN_OR_RETURN(input_error_, observer_->Replay(*block, weights));
   return absl::OkStatus();
 }
 
@@ -374,6 +379,8 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   result.loss_best = quantized.loss_best;
   result.loss_curve = std::move(quantized.loss_curve);
   result.search_seconds = quantized.search_seconds;
+  result.fisher_tokens = observed.fisher_tokens;
+  if (input_error_ && input_error_->held_out > 0) result.input_error = input_error_;
   result.quantize_seconds = stopwatch.Lap();
 
   std::vector<at::Tensor> weights(block->linears().size());
@@ -407,7 +414,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   events_.Write(std::move(event));
 
   if (observer_ != nullptr && index + 1 < model_->block_count()) {
-    PTQ_ASSIGN_OR_RETURN(errors_[index], observer_->Advance(*block, weights));
+    PTQ_ASSIGN_OR_RETURN(input_error_, observer_->Advance(*block, weights));
     advance_seconds_ = stopwatch.Lap();
   }
   return absl::OkStatus();

@@ -3,8 +3,8 @@
 #ifndef PTQ_WORKER_PIPELINE_H_
 #define PTQ_WORKER_PIPELINE_H_
 
-#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -88,7 +88,7 @@ class Pipeline {
   at::Tensor evaluation_windows_;                 // undefined: no evaluation
   int64_t fisher_tokens_ = 0;
   int64_t fisher_host_peak_bytes_ = 0;
-  std::map<int64_t, ReconstructionError> errors_;  // by block, behind it
+  std::optional<ReconstructionError> input_error_;  // in front of the next block
   int64_t blocks_resumed_ = 0;
   std::vector<std::string> warnings_;
   double advance_seconds_ = 0;  // of the chains behind the last block: counted with the next one

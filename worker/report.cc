@@ -78,6 +78,10 @@ Json TuningToJson(const ReportInputs& inputs) {
     json["kept"] = "best step";
     return json;
   }
+  int64_t fisher_tokens = 0;
+  for (const Json& block : inputs.blocks) {
+    fisher_tokens = std::max(fisher_tokens, block.value("fisher_tokens", int64_t{0}));
+  }
   const double rate = LearnedScalePeak(iterations) / static_cast<double>(iterations);
   json["parameters"] = "code positions U, scale factors t from searched scales";
   json["optimizer"] = "Adam";
@@ -86,11 +90,10 @@ Json TuningToJson(const ReportInputs& inputs) {
   json["learning_rate"] = rate;
   json["scale_learning_rate"] = kFactorRate * rate;
   json["schedule"] = "cosine";
-  json["loss"] = inputs.fisher_tokens > 0 ? "Fisher metric" : "squared error";
-  if (inputs.fisher_tokens > 0) {
-    json["fisher_tokens"] = inputs.fisher_tokens;
-    json["fisher_weight"] =
-        FisherWeight(inputs.fisher_tokens, inputs.plan.inspection.config.hidden_size);
+  json["loss"] = fisher_tokens > 0 ? "Fisher metric" : "squared error";
+  if (fisher_tokens > 0) {
+    json["fisher_tokens"] = fisher_tokens;
+    json["fisher_weight"] = FisherWeight(fisher_tokens, inputs.plan.inspection.config.hidden_size);
   }
   json["kept"] = "last step";
   return json;
@@ -113,6 +116,12 @@ Json BlockResultToJson(const BlockResult& block) {
   json["quantize_seconds"] = block.quantize_seconds;
   json["search_seconds"] = block.search_seconds;
   json["export_seconds"] = block.export_seconds;
+  json["fisher_tokens"] = block.fisher_tokens;
+  json["input_error"] = nullptr;
+  if (block.input_error) {
+    json["input_error"] = {{"calibration", block.input_error->calibration},
+                           {"held_out", block.input_error->held_out}};
+  }
   json["loss_first"] = OrNull(block.loss_first);
   json["loss_best"] = OrNull(block.loss_best);
   json["loss_curve"] = block.loss_curve;

@@ -9,6 +9,7 @@
 
 #include "common/json.h"
 #include "common/quantization_scheme.h"
+#include "observers/observed_block.h"
 #include "worker/file_digest.h"
 #include "worker/job_plan.h"
 
@@ -34,6 +35,10 @@ struct BlockResult {
   double quantize_seconds = 0;  // with:
   double search_seconds = 0;    // of the search for scales, where tuning begins with one
   double export_seconds = 0;
+  int64_t fisher_tokens = 0;  // that the metric of the loss is the mean over; 0: squared error
+  // Of the quantized chain in front of this block; none before anything is quantized, or without
+  // held-out samples.
+  std::optional<ReconstructionError> input_error;
   std::optional<double> loss_first;
   std::optional<double> loss_best;
   std::vector<float> loss_curve;  // empty where the algorithm has no loss
@@ -60,9 +65,8 @@ struct ReportInputs {
   Json inputs;       // DigestInputs
   Json environment;  // JobIdentity::environment
   std::vector<Json> blocks;
-  Json calibration;           // {samples, tokens, ...} or null
-  int64_t fisher_tokens = 0;  // 0: no Fisher metric
-  Json evaluation;            // or null
+  Json calibration;  // {samples, tokens, ...} or null
+  Json evaluation;   // or null
   std::vector<FileDigest> outputs;
   std::vector<std::string> warnings;  // beside the plan's and those of fallbacks
   int64_t blocks_resumed = 0;
