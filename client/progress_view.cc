@@ -20,8 +20,9 @@ absl::Duration ToDuration(const google::protobuf::Duration& duration) {
 }
 
 std::string PhaseWord(const std::string& phase) {
-  static constexpr std::array<std::pair<const char*, const char*>, 5> kWords = {{
+  static constexpr std::array<std::pair<const char*, const char*>, 6> kWords = {{
       {"load", "Loading"},
+      {"fisher", "Fisher pass"},
       {"observe", "Observing"},
       {"quantize", "Quantizing"},
       {"evaluate", "Evaluating"},

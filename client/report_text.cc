@@ -1,6 +1,7 @@
 #include "client/report_text.h"
 
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 #include <optional>
 #include <utility>
@@ -45,6 +46,26 @@ std::string Text(const Json& json, const char* key) {
 std::string Change(double before, double after) {
   if (before <= 0) return "";
   return absl::StrFormat("%+.1f %%", 100 * (after / before - 1));
+}
+
+// What tuned, by which loss, and whether the result holds beyond the calibration text.
+std::string TuningLines(const Json& report) {
+  std::string text;
+  const auto iterations = Number(report, {"tuning", "iterations"});
+  if (const Json* tuning = Find(report, {"tuning"}); tuning != nullptr && iterations) {
+    text += absl::StrFormat("\nRecipe: %s, %.0f iterations, %s\n", Text(*tuning, "recipe"),
+                            *iterations, Text(*tuning, "loss"));
+  }
+  const auto tokens = Number(report, {"calibration", "tokens"});
+  if (!tokens) return text;
+  text += absl::StrFormat("%sCalibration: %.0f tokens", text.empty() ? "\n" : "", *tokens);
+  if (const auto ratio = Number(report, {"calibration", "held_out_ratio"})) {
+    const double percent = std::round(100 * (*ratio - 1));
+    text += percent == 0 ? "; errors on held-out text are those on it"
+                         : absl::StrFormat("; errors on held-out text are %.0f %% %s those on it",
+                                           std::fabs(percent), percent > 0 ? "above" : "below");
+  }
+  return text + "\n";
 }
 
 std::string BlockTable(const Json& report) {
@@ -95,9 +116,16 @@ std::string WorstLayerTable(const Json& report) {
 
 std::string TimeLine(const Json& report) {
   std::vector<std::string> parts;
-  for (const char* phase : {"load", "observe", "quantize", "export", "evaluate", "total"}) {
+  for (const char* phase :
+       {"load", "fisher", "observe", "quantize", "export", "evaluate", "total"}) {
     const auto seconds = Number(report, {"timing", (std::string(phase) + "_seconds").c_str()});
-    if (seconds.has_value()) parts.push_back(absl::StrFormat("%s %.1f s", phase, *seconds));
+    // Few jobs have a Fisher pass.
+    if (!seconds.has_value() || (std::string(phase) == "fisher" && *seconds == 0)) continue;
+    parts.push_back(absl::StrFormat("%s %.1f s", phase, *seconds));
+    const auto search = Number(report, {"timing", "search_seconds"}).value_or(0);
+    if (std::string(phase) == "quantize" && search > 0) {
+      parts.back() += absl::StrFormat(" (search %.1f s)", search);
+    }
   }
   return parts.empty() ? "" : "\nTime: " + absl::StrJoin(parts, ", ") + "\n";
 }
@@ -144,8 +172,8 @@ std::string ReportSummary(const Json& report) {
 }
 
 std::string ReportDetails(const Json& report) {
-  return ReportSummary(report) + BlockTable(report) + WorstLayerTable(report) + TimeLine(report) +
-         Warnings(report);
+  return ReportSummary(report) + TuningLines(report) + BlockTable(report) +
+         WorstLayerTable(report) + TimeLine(report) + Warnings(report);
 }
 
 std::string SpecSummary(const v1::QuantizationSpec& spec) {

@@ -27,7 +27,9 @@ margin:20px 0}.card,.panel{background:var(--card);border:1px solid var(--line);b
 .card b{display:block;font-size:1.35rem;font-weight:650;font-variant-numeric:tabular-nums}.card span{color:var(--dim);font-size:.85rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:6px 10px;
 text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th{font-weight:600;color:var(--dim);font-size:.85rem}
-th:first-child,td:first-child{text-align:left}tr:last-child td{border-bottom:0}td:first-child{white-space:normal}.grid td,.grid th{padding:4px 6px;text-align:center}
+th:first-child,td:first-child{text-align:left}tr:last-child td{border-bottom:0}td:first-child{white-space:normal}
+.facts td:first-child{color:var(--dim);width:30%;min-width:9ch}.facts td:last-child{text-align:left;white-space:normal}
+td.part{padding-left:28px;color:var(--dim)}.grid td,.grid th{padding:4px 6px;text-align:center}
 .grid td{border:2px solid var(--card);border-radius:6px;font-size:.82rem}.grid td:first-child,.grid th:first-child{text-align:left;color:var(--dim);white-space:nowrap}
 .curves{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(190px,1fr))}.curves h3{font-size:.85rem;margin:0;
 font-weight:600;overflow-wrap:anywhere}.curves p{margin:2px 0 0;color:var(--dim);font-size:.8rem;font-variant-numeric:tabular-nums}
@@ -300,6 +302,68 @@ std::string KldHistogram(const Json& report) {
                  Panel(svg));
 }
 
+// What is there of a cell's parts, separated by commas.
+std::string Facts(const std::vector<std::string>& parts) {
+  std::vector<std::string> present;
+  for (const std::string& part : parts) {
+    if (!part.empty()) present.push_back(part);
+  }
+  return absl::StrJoin(present, ", ");
+}
+
+std::string TuningTable(const Json& tuning) {
+  const auto text = [&](const char* before, const char* key, const char* after = "") {
+    const std::string value = Text(tuning, {key});
+    return value.empty() ? "" : before + Escape(value) + after;
+  };
+  const auto figure = [&](const char* before, const char* key) {
+    const auto value = Number(tuning, {key});
+    return value && std::isfinite(*value) ? before + absl::StrFormat("%.4g", *value) : "";
+  };
+  const auto tokens = Number(tuning, {"fisher_tokens"});
+  const std::vector<std::pair<const char*, std::string>> rows = {
+      {"recipe", text("", "recipe")},
+      {"iterations", text("", "iterations")},
+      {"samples a step", text("", "batch_size")},
+      {"parameters", text("", "parameters")},
+      {"optimizer", Facts({text("", "optimizer"), figure("first decay ", "first_decay"),
+                           figure("second decay ", "second_decay")})},
+      {"learning rate",
+       Facts({figure("", "learning_rate"), figure("of scale factors ", "scale_learning_rate"),
+              text("", "schedule", " schedule")})},
+      {"loss", Facts({text("", "loss"), tokens ? "over " + Count(tokens) + " tokens" : "",
+                      figure("weight ", "fisher_weight")})},
+      {"kept", text("", "kept")}};
+  std::string out;
+  for (const auto& [label, value] : rows) {
+    if (!value.empty()) out += Row({label, value});
+  }
+  return out.empty() ? "" : Panel("<table class=\"facts\">" + out + "</table>");
+}
+
+// How much text there was, and whether the result holds beyond it.
+std::string CalibrationNote(const Json& report) {
+  const auto samples = Number(report, {"calibration", "samples"});
+  const auto tokens = Number(report, {"calibration", "tokens"});
+  if (!samples || !tokens) return "";
+  std::string note =
+      absl::StrFormat("Calibrated on %s tokens in %s samples", Count(tokens), Count(samples));
+  const auto ratio = Number(report, {"calibration", "held_out_ratio"});
+  if (!ratio) return note + ".";
+  const double percent = std::round(100 * (*ratio - 1));
+  note += ": errors on held-out text ";
+  if (percent == 0) return note + "are those on the calibration text.";
+  return note + absl::StrFormat("are %.0f %% %s those on the calibration text.", std::fabs(percent),
+                                percent > 0 ? "above" : "below");
+}
+
+std::string Tuning(const Json& report) {
+  const Json* tuning = At(report, {"tuning"});
+  const std::string note = CalibrationNote(report);
+  if (tuning == nullptr) return note.empty() ? "" : Section("Calibration", note, "");
+  return Section("Tuning", note, TuningTable(*tuning));
+}
+
 std::string Curve(const std::vector<double>& values, const char* css, double low, double high) {
   std::string points;
   const double width = 180, height = 60;
@@ -333,10 +397,16 @@ std::string LossCurves(const Json& report) {
            " · " + Seconds(Number(block, {"seconds"})) + "</p></div>\n";
   }
   if (out.empty()) return "";
+  const bool fisher = Number(report, {"tuning", "fisher_tokens"}).value_or(0) > 0;
+  const std::string kept = Text(report, {"tuning", "kept"});
   return Section(
       "Loss by block",
-      "Mean squared error of each block's output while it was tuned: every step's batch (pale) and "
-      "the best so far. Each plot has its own scale.",
+      std::string(fisher ? "Squared error of each block's output, weighted by the Fisher "
+                           "metric (what it costs the whole model)"
+                         : "Mean squared error of each block's output") +
+          " while it was tuned: every step's batch (pale) and the best so far. " +
+          (kept.empty() ? "" : "The " + Escape(kept) + " was kept. ") +
+          "Each plot has its own scale.",
       "<div class=\"curves\">" + out + "</div>\n");
 }
 
@@ -408,11 +478,26 @@ std::string ModuleTable(const Json& report) {
 
 std::string Resources(const Json& report) {
   std::string out = "<table>" + Row({"phase", "time"}, "th");
-  for (const char* phase : {"load", "observe", "quantize", "export", "evaluate", "total"}) {
-    const std::string key = std::string(phase) + "_seconds";
-    out += Row({phase, Seconds(Number(report, {"timing", key.c_str()}))});
+  const auto seconds = [&report](const char* key) { return Number(report, {"timing", key}); };
+  const auto add = [&](const char* phase, const char* key) {
+    out += Row({phase, Seconds(seconds(key))});
+  };
+  add("load", "load_seconds");
+  if (seconds("fisher_seconds").value_or(0) > 0) add("Fisher pass", "fisher_seconds");
+  add("observe", "observe_seconds");
+  add("quantize", "quantize_seconds");
+  if (seconds("search_seconds").value_or(0) > 0) {
+    out += "<tr><td class=\"part\">of which search for scales</td><td>" +
+           Seconds(seconds("search_seconds")) + "</td></tr>\n";
   }
+  add("export", "export_seconds");
+  add("evaluate", "evaluate_seconds");
+  add("total", "total_seconds");
   out += Row({"peak host memory", Bytes(Number(report, {"memory", "host_peak_bytes"}))});
+  if (Number(report, {"memory", "fisher_host_peak_bytes"}).value_or(0) > 0) {
+    out += "<tr><td class=\"part\">until the Fisher pass was over</td><td>" +
+           Bytes(Number(report, {"memory", "fisher_host_peak_bytes"})) + "</td></tr>\n";
+  }
   if (Number(report, {"memory", "device_peak_bytes"}).value_or(0) > 0) {
     out += Row({"peak device memory", Bytes(Number(report, {"memory", "device_peak_bytes"}))});
   }
@@ -467,8 +552,10 @@ std::string RenderHtmlReport(const Json& report) {
   const std::string group = Text(report, {"spec", "group_size"});
   const std::string kind =
       Text(report, {"spec", "asymmetric"}) == "true" ? "asymmetric" : "symmetric";
+  const std::string recipe = Text(report, {"tuning", "recipe"});
   const std::string subtitle = absl::StrFormat(
-      "%s, %s bits, group size %s, %s · %s parameters in %s blocks, %s", Escape(method),
+      "%s, %s bits, group size %s, %s · %s parameters in %s blocks, %s",
+      Escape(recipe.empty() ? method : method + ", " + recipe + " recipe"),
       bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind,
       Count(Number(report, {"model", "parameters"})),
       Escape(Text(report, {"model", "block_count"})), Escape(Text(report, {"model", "dtype"})));
@@ -477,8 +564,9 @@ std::string RenderHtmlReport(const Json& report) {
          Escape(model) + ": quantization report</title>\n<style>" + kStyle +
          "</style></head>\n<body><main>\n<h1>" + Escape(model) + "</h1>\n<p class=\"note\">" +
          subtitle + "</p>\n" + SummaryCards(report) + Warnings(report) + Evaluation(report) +
-         KldHistogram(report) + LossCurves(report) + ErrorAgainstRtn(report) + BitsMap(report) +
-         ModuleTable(report) + Resources(report) + Provenance(report) + "</main></body></html>\n";
+         KldHistogram(report) + Tuning(report) + LossCurves(report) + ErrorAgainstRtn(report) +
+         BitsMap(report) + ModuleTable(report) + Resources(report) + Provenance(report) +
+         "</main></body></html>\n";
 }
 
 }  // namespace ptq

@@ -98,6 +98,24 @@ TEST(ProgressViewTest, OtherPhasesHaveABarOfTheirOwn) {
   EXPECT_THAT(view.Render(kUnicode, 80, kStart)[0], HasSubstr(" 25 %"));
 }
 
+TEST(ProgressViewTest, TheFisherPassHasANameAndABarOfItsOwn) {
+  ProgressView view;
+  EXPECT_THAT(view.Apply(Snapshot(v1::QuantizationJob::RUNNING, "fisher", 0, 0.5, 7, -1), kStart),
+              ElementsAre("Fisher pass"));
+  EXPECT_EQ(view.Render(kAscii, 80, kStart)[0],
+            "Fisher pass  #################-----------------   50 %  0/6 blocks  0:07 elapsed");
+  EXPECT_THAT(view.Apply(Snapshot(v1::QuantizationJob::RUNNING, "observe", 0, 0, 9, -1), kStart),
+              ElementsAre("Observing"));
+  EXPECT_THAT(view.Render(kAscii, 80, kStart)[0], HasSubstr("  0 %  0/6 blocks"));
+}
+
+TEST(ProgressViewTest, APhaseOfANewerServerShowsUnderItsName) {
+  ProgressView view;
+  EXPECT_THAT(view.Apply(Snapshot(v1::QuantizationJob::RUNNING, "polish", 0, 0.5, 7, -1), kStart),
+              ElementsAre("polish"));
+  EXPECT_THAT(view.Render(kAscii, 80, kStart)[0], HasSubstr(" 50 %"));
+}
+
 TEST(ProgressViewTest, ColoursFrameWordsAndVanishWithoutThem) {
   EXPECT_THAT(HalfWay().Render(kColor, 80, kStart)[0], HasSubstr("\x1b[1mQuantizing  \x1b[0m"));
   EXPECT_THAT(HalfWay().Render(kUnicode, 80, kStart)[0], Not(HasSubstr("\x1b")));
@@ -204,6 +222,22 @@ TEST(ReportTextTest, DetailsListTheWorstLayersFirst) {
   EXPECT_THAT(text, HasSubstr("-50.0 %"));
   EXPECT_THAT(text, HasSubstr("fell back: not positive definite"));
   EXPECT_THAT(text, HasSubstr("auto_map was ignored"));
+}
+
+TEST(ReportTextTest, DetailsNameTheRecipeAndJudgeTheCalibration) {
+  const auto details = [](const std::string& text) { return ReportDetails(*ParseJson(text)); };
+  EXPECT_EQ(details(R"({"tuning": {"recipe": "fast", "iterations": 20, "loss": "Fisher metric"},
+    "calibration": {"tokens": 2048, "held_out_ratio": 1.1251},
+    "timing": {"fisher_seconds": 2.5, "quantize_seconds": 26.0, "search_seconds": 3.5}})"),
+            "\nRecipe: fast, 20 iterations, Fisher metric\n"
+            "Calibration: 2048 tokens; errors on held-out text are 13 % above those on it\n"
+            "\nTime: fisher 2.5 s, quantize 26.0 s (search 3.5 s)\n");
+  EXPECT_EQ(details(R"({"calibration": {"tokens": 2048, "held_out_ratio": 0.95}})"),
+            "\nCalibration: 2048 tokens; errors on held-out text are 5 % below those on it\n");
+  EXPECT_EQ(details(R"({"tuning": null, "calibration": {"tokens": 2048},
+    "timing": {"fisher_seconds": 0, "quantize_seconds": 2, "search_seconds": 0}})"),
+            "\nCalibration: 2048 tokens\n\nTime: quantize 2.0 s\n");
+  EXPECT_EQ(details(R"({"tuning": null, "calibration": null})"), "");
 }
 
 TEST(ReportTextTest, ASpecsSummaryNamesARecipeThatIsNotTheDefault) {

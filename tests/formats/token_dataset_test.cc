@@ -116,6 +116,58 @@ TEST_F(TokenDatasetTest, ATextFileIsOneDocument) {
       at::tensor({420, 2766, 861, 570, 278, 1575, 15, 1}, at::kLong).view({2, 4})));
 }
 
+// Windows of `samples` and `extra`, checked to begin with those of `samples` alone.
+int64_t CountWithExtra(const std::string& path, const std::string& model, const ModelConfig& config,
+                       int64_t samples, int64_t length, int64_t extra) {
+  const auto plain = LoadCalibrationWindows(path, model, config, samples, length);
+  const auto more = LoadCalibrationWindows(path, model, config, samples, length, extra);
+  EXPECT_THAT(plain, IsOk());
+  EXPECT_THAT(more, IsOk());
+  if (!plain.ok() || !more.ok()) return -1;
+  EXPECT_EQ(plain->ids.size(0), samples);
+  EXPECT_EQ(more->ids.size(1), length);
+  EXPECT_TRUE(more->ids.is_contiguous());
+  EXPECT_TRUE(more->ids.narrow(0, 0, samples).equal(plain->ids));
+  return more->ids.size(0);
+}
+
+TEST_F(TokenDatasetTest, ExtraWindowsOfJsonLinesAreThoseThatThereAre) {
+  const std::string path = Write("c.jsonl", kLines);  // three windows of 6
+  EXPECT_EQ(CountWithExtra(path, kModel, config_, 3, 6, 2), 3) << "exactly the samples";
+  EXPECT_EQ(CountWithExtra(path, kModel, config_, 1, 6, 5), 3) << "fewer extra ones";
+  EXPECT_EQ(CountWithExtra(path, kModel, config_, 2, 6, 1), 3);
+  EXPECT_EQ(CountWithExtra(path, kModel, config_, 1, 6, 1), 2) << "more than asked for";
+  EXPECT_EQ(CountWithExtra(path, kModel, config_, 2, 7, 1), 2) << "an incomplete one is none";
+  PTQ_ASSERT_OK_AND_ASSIGN(const TokenWindows some,
+                           LoadCalibrationWindows(path, kModel, config_, 1, 6, 1));
+  EXPECT_EQ(some.total_tokens, 16) << "two documents are read";
+  EXPECT_TRUE(some.ids[1].equal(at::tensor({15, 1, 420, 2766, 861, 570}, at::kLong)));
+  EXPECT_THAT(LoadCalibrationWindows(path, kModel, config_, 4, 6, 2),
+              StatusIs(kInvalid, AllOf(HasSubstr("18 tokens"), HasSubstr("4 samples of 6"))));
+}
+
+TEST_F(TokenDatasetTest, ExtraWindowsOfATextAreThoseThatThereAre) {
+  const std::string path = Write("c.txt", "The quick brown fox.");  // four windows of 2
+  EXPECT_EQ(CountWithExtra(path, kModel, config_, 4, 2, 3), 4) << "exactly the samples";
+  EXPECT_EQ(CountWithExtra(path, kModel, config_, 2, 2, 3), 4) << "fewer extra ones";
+  EXPECT_EQ(CountWithExtra(path, kModel, config_, 2, 2, 1), 3) << "more than asked for";
+  EXPECT_THAT(LoadCalibrationWindows(path, kModel, config_, 5, 2, 1),
+              StatusIs(kInvalid, HasSubstr("5 samples of 2")));
+}
+
+TEST_F(TokenDatasetTest, ExtraRowsOfATokenFileAreThoseThatThereAre) {
+  const at::Tensor ids = at::arange(12, at::kInt).view({3, 4});
+  const std::string path = WriteIds(ids);
+  EXPECT_EQ(CountWithExtra(path, folder_, config_, 3, 4, 2), 3) << "exactly the samples";
+  EXPECT_EQ(CountWithExtra(path, folder_, config_, 1, 4, 5), 3) << "fewer extra ones";
+  EXPECT_EQ(CountWithExtra(path, folder_, config_, 1, 3, 1), 2) << "more than asked for";
+  PTQ_ASSERT_OK_AND_ASSIGN(const TokenWindows cut,
+                           LoadCalibrationWindows(path, folder_, config_, 1, 3, 1));
+  EXPECT_TRUE(cut.ids.equal(ids.to(at::kLong).narrow(0, 0, 2).narrow(1, 0, 3)));
+  EXPECT_THAT(LoadCalibrationWindows(path, folder_, config_, 4, 4, 1),
+              StatusIs(kInvalid, AllOf(HasSubstr("3 samples of 4"), HasSubstr("4 of 4 were"))));
+}
+
 TEST_F(TokenDatasetTest, BadLinesAreNamed) {
   const auto load = [this](const std::string& data) {
     return LoadCalibrationWindows(Write("bad.jsonl", data), kModel, config_, 128, 512).status();

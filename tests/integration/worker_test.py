@@ -1,5 +1,6 @@
 """ptq-worker by hand, without a server: exit statuses, events, resume to the same bytes, bad input."""
 import json
+import math
 import os
 import pathlib
 import random
@@ -15,6 +16,8 @@ from harness import BIN, CALIBRATION, EXAMPLES, folder_digests, tiny_config, tin
 
 # Seconds of work in four blocks, so that a signal finds it in the middle.
 SLOW = {"algorithm": "auto-round", "iterations": 60, "samples": 16, "sequence_length": 128, "group_size": 32}
+# The learned-scale recipe at its shortest, a Fisher pass before it.
+TUNED = {"recipe": "fast", "samples": 16, "sequence_length": 128, "group_size": 32}
 CALIBRATED = {"samples": 16, "sequence_length": 128, "group_size": 32}
 
 
@@ -68,6 +71,12 @@ def undisturbed(tiny_model, tmp_path_factory):
     return folder_digests(worker.output)
 
 
+@pytest.fixture(scope="session")
+def tuned(tiny_model, tmp_path_factory):
+    """The job of the fast recipe, run once without interruption."""
+    return run(tmp_path_factory.mktemp("tuned") / "out", spec_of(tiny_model, **TUNED))
+
+
 def test_rtn_without_calibration(tiny_model, tmp_path):
     worker = run(tmp_path / "out", spec_of(tiny_model, None, algorithm="rtn", group_size=32))
     assert [e["sequence"] for e in worker.events] == list(range(1, len(worker.events) + 1))
@@ -76,7 +85,7 @@ def test_rtn_without_calibration(tiny_model, tmp_path):
     report = worker.report
     assert worker.events[-1]["type"] == "succeeded"
     assert worker.events[-1]["result_digest"] == report["result_digest"]
-    assert report["evaluation"] is None
+    assert report["evaluation"] is report["tuning"] is report["calibration"] is None
     assert report["size"]["bits_per_weight"] == 4 + 16 / 32
     assert len(report["blocks"]) == 4 and len(report["blocks"][0]["modules"]) == 7
     for module in report["blocks"][0]["modules"]:
@@ -125,6 +134,8 @@ def test_every_algorithm_reports_errors_evaluates_and_repeats_its_bytes(tiny_mod
     assert sum(quantized["kld_histogram"]["counts"]) == 8 * 127
     assert quantized["perplexity"] > 1 and report["evaluation"]["baseline"]["perplexity"] > 1
     assert report["spec"]["algorithm"] == algorithm and report["spec"]["seed"] == 42
+    assert (report["tuning"] is not None) == (algorithm == "auto-round")
+    assert report["calibration"]["tokens"] == 16 * 128
     assert {e["phase"] for e in first.of_type("phase")} >= {"load", "observe", "quantize", "export", "evaluate"}
 
 
@@ -181,6 +192,97 @@ def test_sigterm_in_any_phase(tiny_model, tmp_path, moment):
     worker.process.send_signal(signal.SIGTERM)
     worker.finish(143)
     assert time.monotonic() - start < 5
+
+
+def kill_after_first_block(output, spec):
+    worker = Worker(output, spec)
+    worker.read_until(lambda e: e["type"] == "block_done")
+    worker.process.kill()
+    worker.process.wait()
+
+
+def test_a_recipe_with_a_fisher_pass_resumes_to_the_same_bytes(tiny_model, tmp_path, tuned):
+    output = tmp_path / "out"
+    kill_after_first_block(output, spec_of(tiny_model, **TUNED))
+    assert len(list((output / ".ptq-worker" / "fisher").glob("fisher-*.safetensors"))) == 4
+    worker = run(output, spec_of(tiny_model, **TUNED))
+    assert worker.of_type("started")[0]["blocks_resumed"] >= 1
+    assert "fisher" not in {e["phase"] for e in worker.of_type("phase")}
+    assert worker.events[-1]["result_digest"] == tuned.events[-1]["result_digest"]
+    for part in ("tuning", "calibration", "warnings"):
+        assert worker.report[part] == tuned.report[part]
+    assert not (output / ".ptq-worker").exists()
+
+
+def test_a_damaged_fisher_metric_is_computed_again(tiny_model, tmp_path, tuned):
+    output = tmp_path / "out"
+    kill_after_first_block(output, spec_of(tiny_model, **TUNED))
+    file = output / ".ptq-worker" / "fisher" / "fisher-00003.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    worker = run(output, spec_of(tiny_model, **TUNED))
+    assert worker.of_type("started")[0]["blocks_resumed"] >= 1
+    assert "fisher" in {e["phase"] for e in worker.of_type("phase")}
+    assert worker.events[-1]["result_digest"] == tuned.events[-1]["result_digest"]
+    assert any(file.name in w and "computed again" in w for w in worker.report["warnings"])
+    assert worker.report["tuning"] == tuned.report["tuning"]
+
+
+def test_sigterm_during_the_fisher_pass(tiny_model, tmp_path):
+    spec = spec_of(tiny_model, recipe="fast", iterations=1, samples=32, sequence_length=256, group_size=32)
+    worker = Worker(tmp_path / "out", spec)
+    worker.read_until(lambda e: e["type"] == "phase" and e["phase"] == "fisher")
+    start = time.monotonic()
+    worker.process.send_signal(signal.SIGTERM)
+    worker.finish(143)
+    assert time.monotonic() - start < 5
+    assert worker.events[-1]["type"] == "cancelled"
+    assert {e["phase"] for e in worker.of_type("phase")} == {"load", "fisher"}
+    assert not (tmp_path / "out" / ".ptq-worker" / "fisher" / "fisher.json").exists()
+    again = run(tmp_path / "out", spec)
+    assert again.of_type("started")[0]["blocks_resumed"] == 0
+    fractions = [e["phase_fraction"] for e in again.of_type("phase") if e["phase"] == "fisher"]
+    assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] == 1
+    assert again.report["tuning"]["fisher_tokens"] == 32 * 256
+
+
+def test_the_report_describes_the_tuning_and_the_calibration(tuned):
+    report = tuned.report
+    tuning = report["tuning"]
+    assert tuning["recipe"] == "fast" and tuning["iterations"] == 20 and tuning["batch_size"] == 8
+    assert tuning["optimizer"] == "Adam" and tuning["schedule"] == "cosine" and tuning["kept"] == "last step"
+    assert tuning["loss"] == "Fisher metric" and tuning["fisher_tokens"] == 16 * 128
+    assert 0 < tuning["fisher_weight"] < 1 and 0 < tuning["scale_learning_rate"] < tuning["learning_rate"]
+    calibration = report["calibration"]
+    assert (calibration["samples"], calibration["tokens"], calibration["held_out_samples"]) == (16, 16 * 128, 2)
+    assert [e["block"] for e in calibration["errors"]] == [0, 1, 2]
+    assert all(0 < e["calibration"] < 1 and 0 < e["held_out"] < 1 for e in calibration["errors"])
+    ratios = [e["held_out"] / e["calibration"] for e in calibration["errors"]]
+    assert calibration["held_out_ratio"] == pytest.approx(math.prod(ratios) ** (1 / 3))
+    timing = report["timing"]
+    assert timing["fisher_seconds"] > 0 and 0 < timing["search_seconds"] < timing["quantize_seconds"]
+    assert 0 < report["memory"]["fisher_host_peak_bytes"] <= report["memory"]["host_peak_bytes"]
+    assert "held-out text" in (tuned.output / "report.html").read_text()
+
+
+def test_without_fisher_tokens_the_loss_is_the_squared_error(tiny_model, tmp_path):
+    worker = run(tmp_path / "out", spec_of(tiny_model, **TUNED, fisher_tokens=0, iterations=2))
+    tuning = worker.report["tuning"]
+    assert tuning["loss"] == "squared error" and "fisher_tokens" not in tuning and "fisher_weight" not in tuning
+    assert "fisher" not in {e["phase"] for e in worker.of_type("phase")}
+    assert worker.report["timing"]["fisher_seconds"] == worker.report["memory"]["fisher_host_peak_bytes"] == 0
+    assert worker.report["calibration"]["held_out_samples"] == 2
+
+
+def test_the_papers_recipe_is_reported_too(tiny_model, tmp_path):
+    report = run(tmp_path / "out", spec_of(tiny_model, **{**TUNED, "recipe": "paper"}, iterations=4)).report
+    tuning = report["tuning"]
+    assert tuning["recipe"] == "paper" and tuning["iterations"] == 4 and tuning["learning_rate"] == 1 / 4
+    assert tuning["optimizer"] == "signed gradient descent" and tuning["schedule"] == "linear"
+    assert tuning["loss"] == "squared error" and tuning["kept"] == "best step" and "fisher_tokens" not in tuning
+    assert report["calibration"] == {"samples": 16, "tokens": 16 * 128}
+    assert report["timing"]["fisher_seconds"] == report["timing"]["search_seconds"] == 0
 
 
 def test_a_damaged_shard_is_redone(tiny_model, tmp_path, undisturbed):

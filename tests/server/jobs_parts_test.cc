@@ -306,6 +306,37 @@ TEST(ProgressTrackerTest, TheEtaIsTheMeanOfRecentBlocks) {
   EXPECT_EQ(progress.eta().seconds(), 13) << "4.5 blocks";
 }
 
+TEST(ProgressTrackerTest, APhaseBeforeTheBlocksLeavesTheirEstimateAlone) {
+  ProgressTracker tracker;
+  v1::Progress progress;
+  JobEvent event;
+  event.type = JobEvent::Type::kStarted;
+  event.blocks_total = 4;
+  tracker.Apply(event, progress);
+  event = {};
+  event.type = JobEvent::Type::kPhase;
+  event.phase = "fisher";
+  event.phase_fraction = 0.75;
+  tracker.Apply(event, progress);
+  EXPECT_EQ(progress.phase(), "fisher");
+  EXPECT_EQ(progress.block_fraction(), 0.75);
+  EXPECT_FALSE(progress.has_eta());
+  event = {};
+  event.type = JobEvent::Type::kBlockDone;
+  event.block = 0;
+  event.seconds = 10;
+  tracker.Apply(event, progress);
+  EXPECT_EQ(progress.block_fraction(), 0);
+  EXPECT_EQ(progress.eta().seconds(), 30) << "3 blocks, none of them begun by the Fisher pass";
+  // A damaged metric is computed again between blocks.
+  event = {};
+  event.type = JobEvent::Type::kPhase;
+  event.phase = "fisher";
+  event.phase_fraction = 0.5;
+  tracker.Apply(event, progress);
+  EXPECT_EQ(progress.eta().seconds(), 30);
+}
+
 TEST(JobLogsTest, LinesOfAllAttemptsWithTheirTimes) {
   testing::ScratchFolder folder;
   folder.Write("logs/attempt-0001.log",

@@ -54,6 +54,62 @@ TEST(ReportHtmlTest, ShowsEveryPartOfAFullReport) {
   for (const char* digest : {"aa11", "bb22", "cc33", "dd44"}) EXPECT_THAT(html, HasSubstr(digest));
 }
 
+constexpr char kTuned[] = R"({
+  "spec": {"algorithm": "auto-round", "bits": 4, "group_size": 128},
+  "tuning": {"recipe": "fast", "iterations": 20, "batch_size": 8, "parameters": "positions <U>",
+    "optimizer": "Adam", "first_decay": 0.5, "second_decay": 0.949999988079071,
+    "learning_rate": 0.034999999999999996, "scale_learning_rate": 0.007, "schedule": "cosine",
+    "loss": "Fisher metric", "fisher_tokens": 16384, "fisher_weight": 0.9, "kept": "last step"},
+  "calibration": {"samples": 16, "tokens": 2048, "held_out_samples": 2, "held_out_ratio": 1.1251},
+  "blocks": [{"name": "model.layers.0", "loss_curve": [0.4, 0.1, 0.2]}],
+  "timing": {"fisher_seconds": 2.5, "quantize_seconds": 26.0, "search_seconds": 3.5},
+  "memory": {"host_peak_bytes": 4e8, "fisher_host_peak_bytes": 3e8}})";
+
+TEST(ReportHtmlTest, ShowsTheRecipeInEffect) {
+  const std::string html = Render(kTuned);
+  EXPECT_THAT(html, HasSubstr("auto-round, fast recipe, 4 bits"));
+  EXPECT_THAT(html, HasSubstr("<td>samples a step</td><td>8</td>"));
+  EXPECT_THAT(html, HasSubstr("<td>positions &lt;U&gt;</td>"));
+  EXPECT_THAT(html, HasSubstr("<td>Adam, first decay 0.5, second decay 0.95</td>"));
+  EXPECT_THAT(html, HasSubstr("<td>0.035, of scale factors 0.007, cosine schedule</td>"));
+  EXPECT_THAT(html, HasSubstr("<td>Fisher metric, over 16384 tokens, weight 0.9</td>"));
+  EXPECT_THAT(html, HasSubstr("weighted by the Fisher metric"));
+  EXPECT_THAT(html, HasSubstr("The last step was kept."));
+  EXPECT_THAT(html, HasSubstr("<td>Fisher pass</td><td>2.5 s</td>"));
+  EXPECT_THAT(html, HasSubstr("of which search for scales</td><td>3.5 s</td>"));
+  EXPECT_THAT(html, HasSubstr("until the Fisher pass was over</td><td>300.0 MB</td>"));
+}
+
+TEST(ReportHtmlTest, SaysHowFarTheCalibrationHolds) {
+  EXPECT_THAT(Render(kTuned), HasSubstr("Calibrated on 2048 tokens in 16 samples: errors on "
+                                        "held-out text are 13 % above those on the calibration "
+                                        "text."));
+  const auto with = [](const std::string& more) {
+    return Render(R"({"tuning": null, "calibration": {"samples": 2, "tokens": 256)" + more + "}}");
+  };
+  EXPECT_THAT(with(R"(, "held_out_ratio": 0.949)"), HasSubstr("are 5 % below those"));
+  EXPECT_THAT(with(R"(, "held_out_ratio": 1.004)"), HasSubstr("are those on the calibration text"));
+  const std::string bare = with("");
+  EXPECT_THAT(bare, HasSubstr("Calibrated on 256 tokens in 2 samples."));
+  EXPECT_THAT(bare, HasSubstr("<h2>Calibration</h2>"));
+}
+
+TEST(ReportHtmlTest, APaperRecipeHasNoFisherMetric) {
+  const std::string html = Render(R"({"tuning": {"recipe": "paper", "iterations": 200,
+    "optimizer": "signed gradient descent", "learning_rate": 0.005, "schedule": "linear",
+    "loss": "squared error", "kept": "best step"}, "calibration": {"samples": 2, "tokens": 256},
+    "blocks": [{"name": "model.layers.0", "loss_curve": [0.4, 0.1]}],
+    "timing": {"fisher_seconds": 0, "quantize_seconds": 26.0, "search_seconds": 0},
+    "memory": {"host_peak_bytes": 4e8, "fisher_host_peak_bytes": 0}})");
+  EXPECT_THAT(html, HasSubstr("<td>signed gradient descent</td>"));
+  EXPECT_THAT(html, HasSubstr("<td>0.005, linear schedule</td>"));
+  EXPECT_THAT(html, HasSubstr("Mean squared error of each block's output"));
+  EXPECT_THAT(html, HasSubstr("The best step was kept."));
+  EXPECT_THAT(html, Not(HasSubstr("Fisher")));
+  EXPECT_THAT(html, Not(HasSubstr("search")));
+  EXPECT_THAT(html, Not(HasSubstr("held-out")));
+}
+
 TEST(ReportHtmlTest, AServersLinkIsNoTitle) {
   EXPECT_THAT(Render(R"({"model": {"name": "model", "architecture": "LlamaForCausalLM"}})"),
               HasSubstr("<h1>LlamaForCausalLM</h1>"));
@@ -76,6 +132,8 @@ TEST(ReportHtmlTest, WithoutEvaluationItSaysHowToGetOne) {
   const std::string html = Render(R"({"evaluation": null, "blocks": []})");
   EXPECT_THAT(html, HasSubstr("--evaluation"));
   EXPECT_THAT(html, Not(HasSubstr("Loss by block")));
+  EXPECT_THAT(html, Not(HasSubstr("Tuning")));
+  EXPECT_THAT(html, Not(HasSubstr("Calibration")));
   EXPECT_THAT(html, HasSubstr("</html>"));
 }
 

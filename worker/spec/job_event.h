@@ -26,7 +26,7 @@ struct JobEvent {
   int64_t blocks_total = 0;
   int64_t blocks_resumed = 0;  // records of an earlier run that are used as they are
   std::string device;          // "cpu", "cuda:0"
-  // phase, also sent while a phase advances: "load", "observe", "quantize", "evaluate", "export"
+  // phase, also while it advances: "load", "fisher", "observe", "quantize", "export", "evaluate"
   std::string phase;
   double phase_fraction = 0;  // 0..1 of this phase (of the current block for "quantize")
   // block_done
