@@ -80,8 +80,8 @@ at::Tensor SampleLabels(const at::Tensor& logits, uint64_t seed, int64_t first_r
       at::arange(logits.size(1), logits.options().dtype(at::kInt)).mul_(int32_t{0x3c6ef372});
   at::Tensor bits = row_keys.to(logits.device()).bitwise_xor(columns);
   Mix(bits);
-  // 24 bits in the middle of their interval: never 0 or 1.
-  at::Tensor noise = bits.bitwise_and_(0xFFFFFF).to(at::kFloat).add_(0.5).div_(16777216.0);
+  // 23 bits and a half: exact in float32, never 0 or 1.
+  at::Tensor noise = bits.bitwise_and_(0x7FFFFF).to(at::kFloat).add_(0.5).div_(8388608.0);
   noise.log_().neg_().log_().neg_();
   return noise.add_(logits).argmax(-1);
 }

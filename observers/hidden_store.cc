@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,8 +26,10 @@ absl::StatusOr<HiddenStore> HiddenStore::Create(int64_t slots, at::IntArrayRef s
     store.device_.push_back(at::empty(shape, like));
   }
   if (on_device < slots) {
-    store.fd_ = ::open(options.folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    std::string path = JoinPath(options.folder, "hidden-XXXXXX");
+    store.fd_ = ::mkostemp(path.data(), O_CLOEXEC);
     if (store.fd_ < 0) return ErrnoStatus(errno, options.folder);
+    ::unlink(path.c_str());
   }
   return store;
 }

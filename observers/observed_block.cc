@@ -182,7 +182,8 @@ ReconstructionError BlockInputObserver::MeasureError() const {
           MeanRelativeError(inputs_.quantized, inputs_.full_precision, inputs_.token_mask),
       .held_out = MeanRelativeError(
           quantized_.narrow(0, samples, held_out_), full_precision_.narrow(0, samples, held_out_),
-          LastPositionMask(held_out_, quantized_.size(1), quantized_.device()))};
+          LastPositionMask(held_out_, quantized_.size(1), quantized_.device())),
+      .held_out_samples = held_out_};
 }
 
 }  // namespace ptq

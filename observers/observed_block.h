@@ -37,6 +37,7 @@ struct ObservedBlock {
 struct ReconstructionError {
   double calibration = 0;  // on the samples that quantizers see
   double held_out = 0;     // on those that they do not
+  int64_t held_out_samples = 0;
 };
 
 // Holds the calibration samples' hidden states in front of the next block, and advances them.

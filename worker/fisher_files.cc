@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "common/file.h"
 #include "common/status_macros.h"
+#include "common/status_util.h"
 #include "formats/headers/safetensors_header.h"
 #include "formats/safetensors_writer.h"
 #include "worker/file_digest.h"
@@ -27,13 +28,22 @@ std::string FisherFiles::PathOf(int64_t block) const {
 
 std::string FisherFiles::ManifestPath() const { return JoinPath(folder_, "fisher.json"); }
 
-bool FisherFiles::Complete() const {
-  const auto text = ReadFile(ManifestPath());
-  if (!text.ok()) return false;
-  const auto manifest = ParseJson(*text);
-  return manifest.ok() && manifest->is_object() &&
-         manifest->value("identity", Json()) == identity_ && manifest->contains("digests") &&
-         (*manifest)["digests"].size() == static_cast<size_t>(blocks_);
+absl::StatusOr<Json> FisherFiles::Manifest() const {
+  PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(ManifestPath()));
+  absl::StatusOr<Json> manifest = ParseJson(text);
+  if (!manifest.ok() || !manifest->is_object() ||
+      manifest->value("identity", Json()) != identity_ ||
+      !manifest->value("digests", Json()).is_object() ||
+      (*manifest)["digests"].size() != static_cast<size_t>(blocks_)) {
+    return absl::DataLossError(ManifestPath() + ": not the manifest of these Fisher metrics");
+  }
+  return manifest;
+}
+
+double FisherFiles::Seconds() const {
+  const absl::StatusOr<Json> manifest = Manifest();
+  const Json seconds = manifest.ok() ? manifest->value("seconds", Json()) : Json();
+  return seconds.is_number() ? seconds.get<double>() : 0;
 }
 
 absl::Status FisherFiles::StartOver() {
@@ -57,9 +67,10 @@ absl::Status FisherFiles::Write(int64_t block, const at::Tensor& fisher) {
   return absl::OkStatus();
 }
 
-absl::Status FisherFiles::Finish() {
-  return WriteFileAtomically(ManifestPath(),
-                             DumpJsonPretty(Json{{"identity", identity_}, {"digests", digests_}}));
+absl::Status FisherFiles::Finish(double seconds) {
+  return WriteFileAtomically(
+      ManifestPath(),
+      DumpJsonPretty(Json{{"identity", identity_}, {"digests", digests_}, {"seconds", seconds}}));
 }
 
 absl::StatusOr<at::Tensor> FisherFiles::Read(int64_t block) const {
@@ -67,11 +78,12 @@ absl::StatusOr<at::Tensor> FisherFiles::Read(int64_t block) const {
   const auto damaged = [&](const char* what) {
     return absl::DataLossError(absl::StrFormat("%s: %s", path, what));
   };
-  PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(ManifestPath()));
-  PTQ_ASSIGN_OR_RETURN(const Json manifest, ParseJson(text));
+  const absl::StatusOr<Json> manifest = Manifest();
+  if (!manifest.ok()) return damaged(Message(manifest.status()).c_str());
+  const Json expected = (*manifest)["digests"].value(std::to_string(block), Json());
   const CancellationToken never;
   const auto digest = DigestFile(folder_, BaseName(path), never);
-  if (!digest.ok() || manifest["digests"].value(std::to_string(block), "") != digest->sha256) {
+  if (!digest.ok() || expected != Json(digest->sha256)) {
     return damaged("the Fisher metric is missing or damaged");
   }
   PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(path));

@@ -23,12 +23,14 @@ class FisherFiles {
       : folder_(std::move(folder)), blocks_(blocks), identity_(std::move(identity)) {}
 
   // Whether an earlier run finished them. Files are checked when they are read.
-  bool Complete() const;
+  bool Complete() const { return Manifest().ok(); }
+  // What that run took.
+  double Seconds() const;
   // Removes what is there and makes the folder.
   absl::Status StartOver();
   // `fisher` [D, D] symmetric, float32; rounded to bfloat16.
   absl::Status Write(int64_t block, const at::Tensor& fisher);
-  absl::Status Finish();
+  absl::Status Finish(double seconds);
   // [D, D] float32, CPU. kDataLoss naming the file if it is not what was written.
   absl::StatusOr<at::Tensor> Read(int64_t block) const;
   // Where temporary data of the pass may lie.
@@ -37,6 +39,8 @@ class FisherFiles {
  private:
   std::string PathOf(int64_t block) const;
   std::string ManifestPath() const;
+  // kNotFound or kDataLoss unless it is complete and of this identity.
+  absl::StatusOr<Json> Manifest() const;
 
   const std::string folder_;
   const int64_t blocks_;

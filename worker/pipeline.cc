@@ -178,7 +178,7 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
                       .fisher_seconds = fisher_seconds_,
                       .export_seconds = export_seconds_,
                       .evaluate_seconds = evaluate_seconds_,
-                      .total_seconds = load_seconds + total.Seconds(),
+                      .total_seconds = load_seconds + total.Seconds() + earlier_fisher_seconds_,
                       .host_peak_bytes = HostPeakBytes(),
                       .fisher_host_peak_bytes = fisher_host_peak_bytes_,
                       .device_peak_bytes = CudaPeakMemoryBytes()};
@@ -202,9 +202,14 @@ absl::Status Pipeline::Load() {
     evaluation_windows_ = windows->ids;
   }
   const auto finished = static_cast<int64_t>(folder_.finished_blocks().size());
-  if (!spec.calibration.empty() && finished < model_->block_count()) {
-    auto windows = LoadCalibrationWindows(spec.calibration, spec.model, config, spec.samples,
-                                          spec.sequence_length, HeldOutWindows(spec));
+  return finished < model_->block_count() ? LoadCalibration() : absl::OkStatus();
+}
+
+absl::Status Pipeline::LoadCalibration() {
+  const JobSpec& spec = plan_.spec;
+  if (!spec.calibration.empty()) {
+    auto windows = LoadCalibrationWindows(spec.calibration, spec.model, plan_.inspection.config,
+                                          spec.samples, spec.sequence_length, HeldOutWindows(spec));
     if (!windows.ok()) return Annotate(windows.status(), "calibration");
     PTQ_RETURN_IF_ERROR(cancel_.Check());
     calibration_windows_ = windows->ids;
@@ -218,11 +223,15 @@ absl::Status Pipeline::Load() {
 absl::Status Pipeline::ObserveFisher() {
   const JobSpec& spec = plan_.spec;
   const int64_t windows = FisherWindows(spec, plan_.inspection.config.hidden_size);
-  if (observer_ == nullptr || windows == 0) return absl::OkStatus();
+  if (spec.calibration.empty() || windows == 0) return absl::OkStatus();
   fisher_tokens_ = windows * spec.sequence_length;
   const Json identity = {{"tokens", fisher_tokens_}};
   fisher_ = std::make_unique<FisherFiles>(folder_.fisher_folder(), model_->block_count(), identity);
-  if (fisher_->Complete()) return absl::OkStatus();
+  if (fisher_->Complete()) {
+    fisher_seconds_ = earlier_fisher_seconds_ = fisher_->Seconds();
+    return absl::OkStatus();
+  }
+  if (observer_ == nullptr) return absl::OkStatus();  // every block is tuned already
   Stopwatch stopwatch;
   events_.Phase("fisher", 0);
   PTQ_RETURN_IF_ERROR(fisher_->StartOver());
@@ -248,7 +257,7 @@ absl::Status Pipeline::ObserveFisher() {
         }
         return fisher_->Write(block, fisher);
       });
-  if (status.ok()) status = fisher_->Finish();
+  if (status.ok()) status = fisher_->Finish(stopwatch.Seconds());
   if (absl::IsUnimplemented(status)) {
     warnings_.push_back("There is no Fisher metric (" + Message(status) +
                         "): blocks are tuned by the plain squared error.");
@@ -257,7 +266,7 @@ absl::Status Pipeline::ObserveFisher() {
     fisher_tokens_ = 0;
     status = absl::OkStatus();
   }
-  fisher_seconds_ += stopwatch.Seconds();
+  fisher_seconds_ = stopwatch.Seconds();
   fisher_host_peak_bytes_ = HostPeakBytes();
   ReleaseFreeHeap();
   return status;
@@ -295,6 +304,7 @@ Json Pipeline::SummarizeCalibration() {
     const double held_out = error["held_out"].get<double>();
     if (!(calibration > 0) || !(held_out > 0)) continue;
     log_ratio += std::log(held_out / calibration);
+    summary["held_out_samples"] = error.value("held_out_samples", int64_t{0});
     errors.push_back({{"block", block - 1}, {"calibration", calibration}, {"held_out", held_out}});
   }
   if (errors.empty()) return summary;
@@ -327,6 +337,13 @@ absl::Status Pipeline::QuantizeBlocks() {
                           "): redone from there on.");
       events_.Log("warning", warnings_.back());
       PTQ_RETURN_IF_ERROR(folder_.DropBlocksFrom(index));
+      if (observer_ == nullptr && !plan_.spec.calibration.empty()) {
+        // All blocks seemed finished, so there were no chains: they begin at the first block.
+        PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return LoadCalibration(); }));
+        PTQ_RETURN_IF_ERROR(ObserveFisher());
+        index = -1;
+        continue;
+      }
     }
     PTQ_RETURN_IF_ERROR(CatchTorchErrors(name, [&] { return QuantizeOneBlock(index); }));
     ReleaseFreeHeap();

@@ -49,6 +49,8 @@ class Pipeline {
 
  private:
   absl::Status Load();
+  // Calibration windows and the chains in front of the first block.
+  absl::Status LoadCalibration();
   // The metrics that blocks are tuned by, unless an earlier run left them.
   absl::Status ObserveFisher();
   absl::Status QuantizeBlocks();
@@ -94,6 +96,7 @@ class Pipeline {
   double advance_seconds_ = 0;  // of the chains behind the last block: counted with the next one
   double load_seconds_ = 0;
   double fisher_seconds_ = 0;
+  double earlier_fisher_seconds_ = 0;  // of an earlier run
   double export_seconds_ = 0;
   double evaluate_seconds_ = 0;
 };

@@ -3,6 +3,7 @@
 #include <c10/core/ScalarType.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <utility>
 
@@ -60,6 +61,9 @@ Json Warnings(const ReportInputs& inputs) {
   return warnings;
 }
 
+// A constant of the kernels as it was written: 0.95 rather than 0.949999988.
+double Decimal(float value) { return std::round(static_cast<double>(value) * 1e6) / 1e6; }
+
 // How Auto-Round tuned: the recipe with every hyperparameter in effect; null for other algorithms.
 Json TuningToJson(const ReportInputs& inputs) {
   const JobSpec& spec = inputs.plan.spec;
@@ -85,8 +89,8 @@ Json TuningToJson(const ReportInputs& inputs) {
   const double rate = LearnedScalePeak(iterations) / static_cast<double>(iterations);
   json["parameters"] = "code positions U, scale factors t from searched scales";
   json["optimizer"] = "Adam";
-  json["first_decay"] = rounding::kFirstDecay;
-  json["second_decay"] = rounding::kSecondDecay;
+  json["first_decay"] = Decimal(rounding::kFirstDecay);
+  json["second_decay"] = Decimal(rounding::kSecondDecay);
   json["learning_rate"] = rate;
   json["scale_learning_rate"] = kFactorRate * rate;
   json["schedule"] = "cosine";
@@ -120,7 +124,8 @@ Json BlockResultToJson(const BlockResult& block) {
   json["input_error"] = nullptr;
   if (block.input_error) {
     json["input_error"] = {{"calibration", block.input_error->calibration},
-                           {"held_out", block.input_error->held_out}};
+                           {"held_out", block.input_error->held_out},
+                           {"held_out_samples", block.input_error->held_out_samples}};
   }
   json["loss_first"] = OrNull(block.loss_first);
   json["loss_best"] = OrNull(block.loss_best);

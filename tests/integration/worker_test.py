@@ -18,6 +18,7 @@ from harness import BIN, CALIBRATION, EXAMPLES, folder_digests, tiny_config, tin
 SLOW = {"algorithm": "auto-round", "iterations": 60, "samples": 16, "sequence_length": 128, "group_size": 32}
 # The learned-scale recipe at its shortest, a Fisher pass before it.
 TUNED = {"recipe": "fast", "samples": 16, "sequence_length": 128, "group_size": 32}
+EVALUATED = {"evaluation": str(EXAMPLES / "evaluation.txt"), "evaluation_window": 128, "evaluation_samples": 256}
 CALIBRATED = {"samples": 16, "sequence_length": 128, "group_size": 32}
 
 
@@ -212,6 +213,41 @@ def test_a_recipe_with_a_fisher_pass_resumes_to_the_same_bytes(tiny_model, tmp_p
     for part in ("tuning", "calibration", "warnings"):
         assert worker.report[part] == tuned.report[part]
     assert not (output / ".ptq-worker").exists()
+
+
+def kill_after_last_block(output, spec):
+    """Evaluation follows, which leaves time to be killed in."""
+    worker = Worker(output, spec)
+    worker.read_until(lambda e: e["type"] == "block_done" and e["block"] == 3)
+    worker.process.kill()
+    worker.process.wait()
+    assert not (output / "report.json").exists()
+
+
+def test_a_job_killed_after_its_last_block_reports_the_same(tiny_model, tmp_path, tuned):
+    spec = spec_of(tiny_model, **TUNED, **EVALUATED)
+    kill_after_last_block(tmp_path / "out", spec)
+    worker = run(tmp_path / "out", spec)
+    assert worker.of_type("started")[0]["blocks_resumed"] == 4
+    assert worker.events[-1]["result_digest"] == tuned.events[-1]["result_digest"]
+    for part in ("tuning", "calibration", "warnings"):
+        assert worker.report[part] == tuned.report[part]
+    assert worker.report["timing"]["fisher_seconds"] > 0
+
+
+def test_a_record_damaged_after_the_last_block_is_redone(tiny_model, tmp_path):
+    spec = spec_of(tiny_model, **TUNED, **EVALUATED, format="dequantized")
+    whole = run(tmp_path / "whole", spec)
+    output = tmp_path / "out"
+    kill_after_last_block(output, spec)
+    record = sorted((output / ".ptq-worker" / "records").iterdir())[2]
+    data = bytearray(record.read_bytes())
+    data[9] ^= 0xFF
+    record.write_bytes(data)
+    worker = run(output, spec)
+    assert worker.events[-1]["result_digest"] == whole.events[-1]["result_digest"]
+    assert any("was damaged" in w for w in worker.report["warnings"])
+    assert worker.report["calibration"] == whole.report["calibration"]
 
 
 def test_a_damaged_fisher_metric_is_computed_again(tiny_model, tmp_path, tuned):

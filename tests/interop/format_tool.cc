@@ -114,10 +114,12 @@ absl::Status Tokens(const std::vector<std::string>& arguments) {
   PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(folder + "/config.json"));
   std::vector<std::string> warnings;
   PTQ_ASSIGN_OR_RETURN(const ModelConfig config, ParseModelConfig(text, &warnings));
-  const auto load = arguments[0] == "calibration" ? LoadCalibrationWindows : LoadEvaluationWindows;
-  PTQ_ASSIGN_OR_RETURN(
-      const TokenWindows windows,
-      load(arguments[1], folder, config, std::stoll(arguments[3]), std::stoll(arguments[4])));
+  const int64_t samples = std::stoll(arguments[3]);
+  const int64_t length = std::stoll(arguments[4]);
+  PTQ_ASSIGN_OR_RETURN(const TokenWindows windows,
+                       arguments[0] == "calibration"
+                           ? LoadCalibrationWindows(arguments[1], folder, config, samples, length)
+                           : LoadEvaluationWindows(arguments[1], folder, config, samples, length));
   return WriteSafetensors(arguments[5], std::vector<NamedTensor>{{"input_ids", windows.ids}}, {})
       .status();
 }

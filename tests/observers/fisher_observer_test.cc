@@ -129,6 +129,15 @@ TEST(SampleLabels, FollowTheDistribution) {
   EXPECT_NEAR(repeats / kRows, 0.2, 4 * std::sqrt(0.2 * 0.8 / kRows));
 }
 
+// A token without any probability is never drawn, however many columns there are to be unlucky in.
+TEST(SampleLabels, NoiseStaysFinite) {
+  at::Tensor logits = at::full({8, 1 << 20}, -60.0);
+  logits.select(1, 12345).fill_(0.0);
+  for (int64_t row = 0; row < 64; row += 8) {
+    EXPECT_TRUE(SampleLabels(logits, 1, row).eq(12345).all().item<bool>()) << row;
+  }
+}
+
 TEST(SampleLabels, DoNotDependOnHowATextIsCut) {
   const at::Tensor logits = at::randn({50, 300});
   const at::Tensor whole = SampleLabels(logits, 7, 100);

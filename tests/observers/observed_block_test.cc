@@ -138,6 +138,7 @@ TEST_F(BlockInputObserverTest, HeldOutSamplesGoAlongUnseen) {
   PTQ_ASSERT_OK_AND_ASSIGN(const ReconstructionError measured, with->Advance(*first_, rounded));
   EXPECT_NEAR(measured.calibration, error.narrow(0, 0, 5).mean().item<double>(), 1e-5);
   EXPECT_NEAR(measured.held_out, error.narrow(0, 5, 3).mean().item<double>(), 1e-5);
+  EXPECT_EQ(measured.held_out_samples, 3);
   EXPECT_TRUE(with->inputs().quantized.equal(observer_->inputs().quantized));
   EXPECT_TRUE(with->inputs().full_precision.equal(observer_->inputs().full_precision));
 }

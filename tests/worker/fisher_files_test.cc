@@ -42,7 +42,7 @@ class FisherFilesTest : public ::testing::Test {
     EXPECT_THAT(files.StartOver(), IsOk());
     EXPECT_THAT(files.Write(1, Metric(7, 1)), IsOk());
     EXPECT_THAT(files.Write(0, Metric(7, 0)), IsOk());
-    EXPECT_THAT(files.Finish(), IsOk());
+    EXPECT_THAT(files.Finish(1.5), IsOk());
     return files;
   }
   std::string Path(const std::string& name) { return JoinPath(folder_, name); }
@@ -59,7 +59,7 @@ TEST_F(FisherFilesTest, MetricsComeBackInTheBitsOfBfloat16) {
     FisherFiles files(folder_, 1, kIdentity);
     ASSERT_THAT(files.StartOver(), IsOk());
     ASSERT_THAT(files.Write(0, Metric(size, 3)), IsOk());
-    ASSERT_THAT(files.Finish(), IsOk());
+    ASSERT_THAT(files.Finish(1.5), IsOk());
     PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor metric, files.Read(0));
     EXPECT_EQ(metric.scalar_type(), at::kFloat);
     EXPECT_TRUE(metric.equal(Metric(size, 3).to(at::kBFloat16).to(at::kFloat))) << size;
@@ -84,11 +84,11 @@ TEST_F(FisherFilesTest, NothingIsThereBeforeTheLastBlockAndTheManifest) {
   ASSERT_THAT(files.StartOver(), IsOk());
   EXPECT_FALSE(files.Complete());
   ASSERT_THAT(files.Write(1, Metric(7, 1)), IsOk());
-  ASSERT_THAT(files.Finish(), IsOk());
+  ASSERT_THAT(files.Finish(1.5), IsOk());
   EXPECT_FALSE(files.Complete()) << "one of two blocks";
   ASSERT_THAT(files.Write(0, Metric(7, 0)), IsOk());
   EXPECT_FALSE(FisherFiles(folder_, 2, kIdentity).Complete()) << "no manifest of both";
-  ASSERT_THAT(files.Finish(), IsOk());
+  ASSERT_THAT(files.Finish(1.5), IsOk());
   EXPECT_TRUE(files.Complete());
   ASSERT_THAT(files.StartOver(), IsOk());
   EXPECT_FALSE(files.Complete());
