@@ -148,6 +148,13 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return Load(); }));
   load_seconds_ += total.Seconds();
   PTQ_RETURN_IF_ERROR(ObserveFisher());
+  const int64_t width = plan_.inspection.config.hidden_size;
+  if (fisher_ != nullptr && FisherWeight(fisher_tokens_, width) < kFisherWeight) {
+    warnings_.push_back(absl::StrFormat(
+        "The Fisher metric is the mean over %d tokens, fewer than %d for each of %d channels: it "
+        "counts half. More calibration text or --fisher-tokens would help.",
+        fisher_tokens_, kFisherTokensPerChannel, width));
+  }
   PTQ_RETURN_IF_ERROR(QuantizeBlocks());
   observer_.reset();
 

@@ -311,6 +311,14 @@ def test_without_fisher_tokens_the_loss_is_the_squared_error(tiny_model, tmp_pat
     assert worker.report["calibration"]["held_out_samples"] == 2
 
 
+def test_a_metric_from_few_tokens_counts_less_and_says_so(tiny_model, tmp_path, tuned):
+    report = run(tmp_path / "out", spec_of(tiny_model, **TUNED, fisher_tokens=100, iterations=2)).report
+    assert report["tuning"]["fisher_tokens"] == 128 and report["tuning"]["fisher_weight"] == 0.5
+    assert any("128 tokens, fewer than 4" in w for w in report["warnings"])
+    assert tuned.report["tuning"]["fisher_weight"] == 0.9
+    assert not any("fewer than 4" in w for w in tuned.report["warnings"])
+
+
 def test_the_papers_recipe_is_reported_too(tiny_model, tmp_path):
     report = run(tmp_path / "out", spec_of(tiny_model, **{**TUNED, "recipe": "paper"}, iterations=4)).report
     tuning = report["tuning"]
