@@ -38,10 +38,14 @@ PTQ_HOST_DEVICE float Clamp(float x, float lowest, float highest) {
 }
 PTQ_HOST_DEVICE float Sign(float x) { return (x > 0.0f ? 1.0f : 0.0f) - (x < 0.0f ? 1.0f : 0.0f); }
 
-// Half to even, for any x: beyond 2^20 the value is clamped first, which no code range reaches.
-PTQ_HOST_DEVICE float RoundHalfEven(float x) {
+// Half to even, for |x| < 2^22.
+PTQ_HOST_DEVICE float RoundSmallHalfEven(float x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: its unit in the last place is 1
-  return (Clamp(x, -1048576.0f, 1048576.0f) + kMagic) - kMagic;
+  return (x + kMagic) - kMagic;
+}
+// For any x: beyond 2^20 the value is clamped first, which no code range reaches.
+PTQ_HOST_DEVICE float RoundHalfEven(float x) {
+  return RoundSmallHalfEven(Clamp(x, -1048576.0f, 1048576.0f));
 }
 
 // The nearest bfloat16, ties to even. Finite x.
@@ -110,6 +114,11 @@ PTQ_HOST_DEVICE CodeRange RangeOf(int bits, bool symmetric) {
 
 // The scale's floor, 1e-5 in float16.
 constexpr float kSmallestScale = 1.00135803222656250e-05f;
+// The nearest float16 scale that is not below the floor, with the sign kept; zero becomes positive.
+PTQ_HOST_DEVICE float StoredScale(float raw) {
+  const float scale = RoundToHalf(raw);
+  return scale < 0.0f ? Smaller(scale, -kSmallestScale) : Larger(scale, kSmallestScale);
+}
 
 struct GroupParameters {
   float scale;       // a float16 value
@@ -133,7 +142,7 @@ PTQ_HOST_DEVICE GroupParameters ChooseGroupParameters(float minimum, float maxim
   }
   const float scale = RoundToHalf(raw);
   group.on_floor = (scale < 0.0f ? -scale : scale) < kSmallestScale;
-  group.scale = scale < 0.0f ? Smaller(scale, -kSmallestScale) : Larger(scale, kSmallestScale);
+  group.scale = StoredScale(raw);
   group.zero_point =
       symmetric ? 0.0f
                 : Clamp(RoundHalfEven(-lo / group.scale), 0.0f, RangeOf(bits, false).highest);

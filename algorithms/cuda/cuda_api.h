@@ -9,11 +9,12 @@
 #include "algorithms/auto_round/learned_scale_state.h"
 #include "algorithms/auto_round/rounding_state.h"
 #include "algorithms/auto_round/tuning_state.h"
+#include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
 
 struct CudaApi {
-  static constexpr int kVersion = 2;
+  static constexpr int kVersion = 3;
   int version;
 
   // Kernels of algorithms/auto_round: the host loops of the same names, over all groups and units.
@@ -24,6 +25,8 @@ struct CudaApi {
   int (*fake_quantize_positions)(const LearnedScaleState& state, void* stream);
   // StepPositions and StepFactors.
   int (*step_positions)(const LearnedScaleState& state, const StepRates& rates, void* stream);
+  // The search of algorithms/rtn/scale_search.h, with the host's bits.
+  int (*search_scales)(const ScaleSearchState& state, void* stream);
   const char* (*error_string)(int error);
 
   // libtorch's CUDA side. These may throw c10::Error.

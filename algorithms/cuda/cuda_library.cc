@@ -53,6 +53,7 @@ constexpr CudaApi kApi = {
     LaunchTuningLoss,
     LaunchFakeQuantizePositions,
     LaunchStepPositions,
+    LaunchSearchScales,
     ErrorString,
     CurrentStream,
     Synchronize,

@@ -7,6 +7,7 @@
 #include "algorithms/auto_round/learned_scale_state.h"
 #include "algorithms/auto_round/rounding_state.h"
 #include "algorithms/auto_round/tuning_state.h"
+#include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
 
@@ -16,6 +17,7 @@ int LaunchStepRounding(const RoundingState& state, const StepRates& rates, void*
 int LaunchTuningLoss(const TuningState& state, void* stream);
 int LaunchFakeQuantizePositions(const LearnedScaleState& state, void* stream);
 int LaunchStepPositions(const LearnedScaleState& state, const StepRates& rates, void* stream);
+int LaunchSearchScales(const ScaleSearchState& state, void* stream);
 
 }  // namespace ptq
 

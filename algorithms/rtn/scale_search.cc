@@ -7,32 +7,30 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <vector>
 
-#include "algorithms/rtn/full_range.h"
+#include "algorithms/auto_round/device_kernels.h"
+#include "algorithms/auto_round/weight_tensor.h"
 #include "algorithms/rtn/scale_search_kernel.h"
+#include "algorithms/rtn/scale_search_math.h"
+#include "algorithms/rtn/scale_search_state.h"
 #include "common/status_macros.h"
 
 namespace ptq {
 namespace {
 
-// Of 16 lanes: 16 KiB, half of an L1 cache.
-constexpr int64_t kColumnsPerTile = 256;
+using scale_search::ApplyRule;
+using scale_search::Candidate;
+using scale_search::CandidateRule;
+using scale_search::kColumnsPerTile;
+using scale_search::ScaleAndZero;
+
 // Weights between two looks at `cancel`: a tenth of a second.
 constexpr int64_t kValuesPerPiece = int64_t{1} << 22;
-// Weights that tensor operations take at once: 64 MiB a temporary in float32.
-constexpr int64_t kValuesPerChunk = int64_t{1} << 24;
-
-// How a candidate is made from a group's extremes: symmetric, s = -extreme / divisor; asymmetric,
-// both ends of the range shrunk by factors.
-struct CandidateRule {
-  float divisor = 0;
-  float low_factor = 0;
-  float high_factor = 0;
-};
 
 std::vector<CandidateRule> MakeRules(const QuantizationScheme& scheme) {
   std::vector<CandidateRule> rules;
@@ -65,39 +63,16 @@ std::vector<CandidateRule> MakeRules(const QuantizationScheme& scheme) {
   return rules;
 }
 
+// float32 [K] on the CPU, where the sum is the same for weights on any device.
 at::Tensor NormalizeImportance(const at::Tensor& importance, const at::Tensor& weight) {
   TORCH_CHECK(importance.dim() == 1 && importance.size(0) == weight.size(1), "importance ",
               importance.sizes(), " does not fit the weight ", weight.sizes());
-  const at::Tensor wide = importance.to(weight.device(), at::kDouble);
+  const at::Tensor wide = importance.to(at::kCPU, at::kDouble);
   const double mean = wide.mean().item<double>();
   if (!std::isfinite(mean) || mean <= 0) {
     return at::ones_like(wide, wide.options().dtype(at::kFloat));
   }
   return (wide / mean + 1e-4).to(at::kFloat).contiguous();
-}
-
-// ToStoredScale of one number.
-float StoredScale(float scale) {
-  const float smallest = c10::Half(1e-5f);
-  const float half = c10::Half(std::clamp(scale, -65504.0f, 65504.0f));
-  return half < 0 ? std::min(half, -smallest) : std::max(half, smallest);
-}
-
-struct ScaleAndZero {
-  float scale;
-  float zero_point;  // unsigned: 0..2^bits - 1; symmetric: 0
-};
-
-ScaleAndZero ApplyRule(const CandidateRule& rule, float low, float high,
-                       const QuantizationScheme& scheme) {
-  if (scheme.symmetric) {
-    return {StoredScale(-(high >= -low ? high : low) / rule.divisor), 0};
-  }
-  const float levels = static_cast<float>(scheme.quant_max() - scheme.quant_min());
-  low *= rule.low_factor;
-  high *= rule.high_factor;
-  const float scale = StoredScale((high - low) / levels);
-  return {scale, std::clamp(std::nearbyint(-low / scale), 0.0f, levels)};
 }
 
 // All candidates for one group a lane.
@@ -112,14 +87,14 @@ class LaneSearch {
 
   // Starts groups whose values lie in [low, high] by lane, with low <= 0 <= high.
   void Begin(const SearchLanes& low, const SearchLanes& high) {
-    const float lowest = static_cast<float>(scheme_.symmetric ? scheme_.quant_min() : 0);
-    const float highest = lowest + static_cast<float>(scheme_.quant_max() - scheme_.quant_min());
     for (size_t c = 0; c < rules_.size(); ++c) {
       for (int r = 0; r < kSearchLanes; ++r) {
-        const ScaleAndZero pair = ApplyRule(rules_[c], low.value[r], high.value[r], scheme_);
-        candidates_[c].inverse_scale.value[r] = 1 / pair.scale;
-        candidates_[c].lowest.value[r] = lowest - pair.zero_point;
-        candidates_[c].highest.value[r] = highest - pair.zero_point;
+        const Candidate candidate = scale_search::CandidateOf(
+            ApplyRule(rules_[c], low.value[r], high.value[r], scheme_.bits, scheme_.symmetric),
+            scheme_.bits, scheme_.symmetric);
+        candidates_[c].inverse_scale.value[r] = candidate.inverse_scale;
+        candidates_[c].lowest.value[r] = candidate.lowest;
+        candidates_[c].highest.value[r] = candidate.highest;
         errors_[c][r] = 0;
       }
     }
@@ -167,11 +142,11 @@ void LoadLanes(const float* weight, int64_t rows, int64_t columns, int64_t row, 
 template <typename ErrorOf>
 ScaleAndZero ChooseBest(const std::vector<CandidateRule>& rules, float low, float high,
                         const QuantizationScheme& scheme, const ErrorOf& error_of) {
-  ScaleAndZero best = ApplyRule(rules[0], low, high, scheme);
+  ScaleAndZero best = ApplyRule(rules[0], low, high, scheme.bits, scheme.symmetric);
   double least = std::numeric_limits<double>::infinity();
   for (size_t c = 0; c < rules.size(); ++c) {
-    const ScaleAndZero pair = ApplyRule(rules[c], low, high, scheme);
-    const double error = error_of(c) * static_cast<double>(pair.scale) * pair.scale;
+    const ScaleAndZero pair = ApplyRule(rules[c], low, high, scheme.bits, scheme.symmetric);
+    const double error = scale_search::TotalError(error_of(c), pair.scale);
     if (error < least) {
       least = error;
       best = pair;
@@ -288,87 +263,45 @@ class CpuScaleSearch {
   at::Tensor zero_point_;
 };
 
-// One candidate for all groups: scale float32 and unsigned zero point (undefined if symmetric), of
-// the shape of `low` and `high`. Divisors are tensors, because CUDA divides by a number through its
-// reciprocal.
-QParams ApplyRuleToTensors(const CandidateRule& rule, const at::Tensor& low, const at::Tensor& high,
-                           const QuantizationScheme& scheme) {
-  const auto number = [&](float value) { return at::full({}, value, low.options()); };
-  if (scheme.symmetric) {
-    const at::Tensor extreme = at::where(high >= -low, high, low);
-    return {ToStoredScale((-extreme).div_(number(rule.divisor))).to(at::kFloat), at::Tensor()};
-  }
-  const double levels = static_cast<double>(scheme.quant_max() - scheme.quant_min());
-  const at::Tensor shrunk = low * number(rule.low_factor);
-  const at::Tensor scale =
-      ToStoredScale(
-          (high * number(rule.high_factor) - shrunk).div_(number(static_cast<float>(levels))))
-          .to(at::kFloat);
-  return {scale, (-shrunk).div_(scale).round_().clamp_(0, levels)};
-}
-
-// `weight` [N, K] float32, `importance` normalised.
-QParams SearchRowsByTensors(const at::Tensor& weight, const at::Tensor& importance,
-                            const std::vector<CandidateRule>& rules,
-                            const QuantizationScheme& scheme) {
+// `weight` [N, K] on CUDA.
+QParams SearchOnDevice(const at::Tensor& weight, const at::Tensor& importance,
+                       const QuantizationScheme& scheme) {
+  const bool in_place = weight.scalar_type() == at::kFloat ||
+                        weight.scalar_type() == at::kBFloat16 || weight.scalar_type() == at::kHalf;
+  const at::Tensor values = (in_place ? weight : weight.to(at::kFloat)).contiguous();
+  const at::Tensor normalized = NormalizeImportance(importance, weight).to(weight.device());
+  std::vector<CandidateRule> rules = MakeRules(scheme);
+  const at::Tensor device_rules =
+      at::from_blob(rules.data(), {static_cast<int64_t>(rules.size() * sizeof(CandidateRule))},
+                    at::kByte)
+          .to(weight.device());
   const auto [b0, b1] = BlockSizeOf(scheme, weight.size(0), weight.size(1));
-  const at::Tensor blocked = weight.view({weight.size(0) / b0, b0, weight.size(1) / b1, b1});
-  const at::Tensor weights = importance.view({1, 1, weight.size(1) / b1, b1});
-  const at::Tensor low = blocked.amin({1, 3}, true).clamp_max_(0);
-  const at::Tensor high = blocked.amax({1, 3}, true).clamp_min_(0);
-  QParams best;
-  at::Tensor least;
-  for (const CandidateRule& rule : rules) {
-    const QParams pair = ApplyRuleToTensors(rule, low, high, scheme);
-    const at::Tensor scaled = blocked * pair.scale.reciprocal();
-    at::Tensor codes = scaled.round();
-    if (scheme.symmetric) {
-      codes.clamp_(scheme.quant_min(), scheme.quant_max());
-    } else {
-      codes.add_(pair.zero_point)
-          .clamp_(0, scheme.quant_max() - scheme.quant_min())
-          .sub_(pair.zero_point);
-    }
-    const at::Tensor error =
-        codes.sub_(scaled).square_().mul_(weights).sum({1, 3}, /*keepdim=*/true, at::kDouble) *
-        pair.scale.to(at::kDouble).square();
-    if (!least.defined()) {
-      best = pair;
-      least = error;
-      continue;
-    }
-    const at::Tensor better = error < least;
-    least = at::where(better, error, least);
-    best.scale = at::where(better, pair.scale, best.scale);
-    if (!scheme.symmetric) {
-      best.zero_point = at::where(better, pair.zero_point, best.zero_point);
-    }
-  }
-  const at::Tensor scale = best.scale.squeeze(3).squeeze(1).to(at::kHalf);
-  return {scale, scheme.symmetric
-                     ? at::zeros(scale.sizes(), scale.options().dtype(at::kInt))
-                     : best.zero_point.squeeze(3).squeeze(1).to(at::kInt) + scheme.quant_min()};
-}
+  const at::TensorOptions options = at::device(weight.device());
+  const QParams result{
+      at::empty({weight.size(0) / b0, weight.size(1) / b1}, options.dtype(at::kHalf)),
+      at::empty({weight.size(0) / b0, weight.size(1) / b1}, options.dtype(at::kInt))};
 
-// Runs `search` on pieces of at most about `values` weights, whole rows each, and joins the
-// results.
-template <typename Search>
-absl::StatusOr<QParams> SearchInPieces(const at::Tensor& weight, const QuantizationScheme& scheme,
-                                       int64_t values, const CancellationToken& cancel,
-                                       const Search& search) {
-  const int64_t rows = weight.size(0);
-  const int64_t step = scheme.group_size == QuantizationScheme::kPerTensor
-                           ? rows
-                           : std::max<int64_t>(kSearchLanes, values / weight.size(1));
-  std::vector<at::Tensor> scales;
-  std::vector<at::Tensor> zero_points;
-  for (int64_t row = 0; row < rows; row += step) {
-    PTQ_RETURN_IF_ERROR(cancel.Check());
-    const QParams part = search(weight.narrow(0, row, std::min(step, rows - row)));
-    scales.push_back(part.scale);
-    zero_points.push_back(part.zero_point);
+  ScaleSearchState state;
+  static_cast<WeightLayout&>(state) = LayoutOf(values, values.scalar_type(), scheme);
+  state.weight = values.const_data_ptr();
+  state.importance = normalized.const_data_ptr<float>();
+  state.rules = static_cast<const CandidateRule*>(device_rules.const_data_ptr());
+  state.scale = static_cast<uint16_t*>(result.scale.mutable_data_ptr());
+  state.zero_point = result.zero_point.mutable_data_ptr<int32_t>();
+  state.rows = values.size(0);
+  state.columns = values.size(1);
+  state.rule_count = static_cast<int>(rules.size());
+  at::Tensor extremes;
+  at::Tensor tile_errors;
+  if (scheme.group_size == QuantizationScheme::kPerTensor) {
+    const auto [low, high] = at::aminmax(values);
+    extremes = at::stack({low, high}).to(at::kFloat);
+    tile_errors = at::empty({state.row_tiles(), state.rule_count}, options.dtype(at::kDouble));
+    state.extremes = extremes.const_data_ptr<float>();
+    state.tile_errors = tile_errors.mutable_data_ptr<double>();
   }
-  return QParams{at::cat(scales), at::cat(zero_points)};
+  CheckCuda(CudaKernels().search_scales(state, CudaKernels().current_stream()));
+  return result;
 }
 
 }  // namespace
@@ -376,8 +309,8 @@ absl::StatusOr<QParams> SearchInPieces(const at::Tensor& weight, const Quantizat
 QParams SearchScales(const at::Tensor& weight, const at::Tensor& importance,
                      const QuantizationScheme& scheme) {
   const c10::NoGradGuard no_grad;
-  if (!weight.is_cpu()) {
-    return SearchScalesByTensorOperations(weight, importance, scheme);
+  if (weight.is_cuda()) {
+    return SearchOnDevice(weight, importance, scheme);
   }
   return CpuScaleSearch(weight, importance, scheme).Run();
 }
@@ -385,20 +318,20 @@ QParams SearchScales(const at::Tensor& weight, const at::Tensor& importance,
 absl::StatusOr<QParams> SearchScales(const at::Tensor& weight, const at::Tensor& importance,
                                      const QuantizationScheme& scheme,
                                      const CancellationToken& cancel) {
-  return SearchInPieces(weight, scheme, kValuesPerPiece, cancel, [&](const at::Tensor& rows) {
-    return SearchScales(rows, importance, scheme);
-  });
-}
-
-QParams SearchScalesByTensorOperations(const at::Tensor& weight, const at::Tensor& importance,
-                                       const QuantizationScheme& scheme) {
-  const c10::NoGradGuard no_grad;
-  const at::Tensor normalized = NormalizeImportance(importance, weight);
-  const std::vector<CandidateRule> rules = MakeRules(scheme);
-  const CancellationToken never;
-  return *SearchInPieces(weight, scheme, kValuesPerChunk, never, [&](const at::Tensor& rows) {
-    return SearchRowsByTensors(rows.to(at::kFloat).contiguous(), normalized, rules, scheme);
-  });
+  const int64_t rows = weight.size(0);
+  const bool whole = weight.is_cuda() || scheme.group_size == QuantizationScheme::kPerTensor;
+  const int64_t step =
+      whole ? rows : std::max<int64_t>(kSearchLanes, kValuesPerPiece / weight.size(1));
+  std::vector<at::Tensor> scales;
+  std::vector<at::Tensor> zero_points;
+  for (int64_t row = 0; row < rows; row += step) {
+    PTQ_RETURN_IF_ERROR(cancel.Check());
+    const QParams part =
+        SearchScales(weight.narrow(0, row, std::min(step, rows - row)), importance, scheme);
+    scales.push_back(part.scale);
+    zero_points.push_back(part.zero_point);
+  }
+  return QParams{at::cat(scales), at::cat(zero_points)};
 }
 
 }  // namespace ptq

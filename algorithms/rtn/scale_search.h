@@ -19,20 +19,16 @@ namespace ptq {
 //   lo = a min(W, 0), hi = c max(W, 0), a and c in {.30, .35, ..., 1.15}, by growing |a - 1| + |c -
 //   1|; s = fp16((hi - lo) / (2^bits - 1)), z = clamp(rint(-lo / s), 0, 2^bits - 1).
 // Returns scale float16 [N/b0, K/b1], |s| >= 1e-5, and zero point int32 of the same shape in signed
-// storage. Runs on the weight's device; on a CPU one pass over W with all candidates inside,
-// parallel over groups, with the same bits for any number of threads and any vector width. CPU and
-// CUDA agree but for candidates whose errors tie within float32.
+// storage. Runs on the weight's device as one pass over W with all candidates inside, parallel over
+// groups; errors are added in an order (scale_search_math.h) that gives the same bits for any
+// number of threads, any vector width, and on CUDA. `importance` may be on any device.
 QParams SearchScales(const at::Tensor& weight, const at::Tensor& importance,
                      const QuantizationScheme& scheme);
 
-// The same in pieces of rows, polling `cancel` between them: kCancelled.
+// The same in pieces of rows, polling `cancel` between them: kCancelled. On CUDA one piece.
 absl::StatusOr<QParams> SearchScales(const at::Tensor& weight, const at::Tensor& importance,
                                      const QuantizationScheme& scheme,
                                      const CancellationToken& cancel);
-
-// The search as a loop over candidates with whole tensors: what runs on CUDA. Any device.
-QParams SearchScalesByTensorOperations(const at::Tensor& weight, const at::Tensor& importance,
-                                       const QuantizationScheme& scheme);
 
 }  // namespace ptq
 

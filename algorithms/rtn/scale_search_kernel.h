@@ -5,27 +5,27 @@
 
 #include <cstdint>
 
+#include "algorithms/rtn/scale_search_math.h"
+
 namespace ptq {
 
 // Rows that are searched side by side, one per SIMD lane: sums run down the columns of each row in
 // order, so that results depend neither on the vector width nor on the number of threads.
-inline constexpr int kSearchLanes = 16;
+inline constexpr int kSearchLanes = static_cast<int>(scale_search::kRowsPerTile);
 
 // One value per row.
 struct alignas(64) SearchLanes {
   float value[kSearchLanes];
 };
 
-// A candidate for each of the rows: codes are rint(w * inverse_scale) clamped to [lowest, highest],
-// both relative to the zero point.
+// A scale_search::Candidate for each of the rows.
 struct SearchCandidate {
   SearchLanes inverse_scale;
   SearchLanes lowest;
   SearchLanes highest;
 };
 
-// For every candidate c and row r: errors[c][r] = sum over columns of
-// importance * (code - w * inverse_scale)^2, that is the weighted squared error over scale^2.
+// For every candidate c and row r: errors[c][r] = sum over columns of scale_search::ErrorOf.
 // `weights` [columns] lanes, `importance` [columns].
 void AccumulateSearchErrors(const SearchLanes* weights, const float* importance, int64_t columns,
                             const SearchCandidate* candidates, int64_t candidate_count,

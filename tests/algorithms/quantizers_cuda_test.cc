@@ -9,6 +9,7 @@
 #include "algorithms/gptq/gptq.h"
 #include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
+#include "algorithms/rtn/scale_search.h"
 #include "tests/algorithms/observed_linear.h"
 #include "tests/algorithms/tensor_literals.h"
 #include "tests/testing/status_matchers.h"
@@ -88,6 +89,72 @@ TEST_P(CudaQuantizersTest, GptqReachesTheCpusOutputError) {
 INSTANTIATE_TEST_SUITE_P(Schemes, CudaQuantizersTest,
                          ::testing::Combine(::testing::Values(2, 4, 8),
                                             ::testing::Values(128, -1, 0), ::testing::Bool()));
+
+// Bits, group size, symmetric, the weight's dtype.
+class CudaScaleSearchTest
+    : public ::testing::TestWithParam<std::tuple<int, int64_t, bool, at::ScalarType>> {
+ protected:
+  void SetUp() override { ASSERT_THAT(LoadCuda(), IsOk()); }
+};
+
+TEST_P(CudaScaleSearchTest, GivesTheCpusBits) {
+  const auto [bits, group_size, symmetric, dtype] = GetParam();
+  const QuantizationScheme scheme{.bits = bits, .group_size = group_size, .symmetric = symmetric};
+  // Rows that do not fill the last tile of rows, columns that do not fill the last tile of columns.
+  at::Tensor weight = Random({37, 960}, 4).pow(3) * Random({37, 1}, 5).exp() * 0.02;
+  weight[3].zero_();
+  weight[5].abs_().mul_(1e-4);
+  weight[6].neg_();
+  weight = weight.to(dtype);
+  at::Tensor importance = Random({960}, 6).mul(2).exp();
+  importance.narrow(0, 60, 140).zero_();
+  const QParams cpu = SearchScales(weight, importance, scheme);
+  for (const at::Device device : {at::kCUDA, at::kCPU}) {  // the importance's
+    const QParams cuda = SearchScales(weight.cuda(), importance.to(device), scheme);
+    EXPECT_TRUE(cuda.scale.is_cuda());
+    EXPECT_EQ(cuda.zero_point.scalar_type(), at::kInt);
+    EXPECT_EQ(cuda.scale.sizes(), cpu.scale.sizes());
+    EXPECT_TRUE(cuda.scale.cpu().equal(cpu.scale))
+        << EqualShare(cuda.scale, cpu.scale) << " of the scales are equal";
+    EXPECT_TRUE(cuda.zero_point.cpu().equal(cpu.zero_point))
+        << EqualShare(cuda.zero_point, cpu.zero_point) << " of the zero points are equal";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Schemes, CudaScaleSearchTest,
+    ::testing::Combine(::testing::Values(2, 3, 4, 8),
+                       ::testing::Values(10, 32, 64, 128, 320, QuantizationScheme::kPerChannel,
+                                         QuantizationScheme::kPerTensor),
+                       ::testing::Bool(), ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf)));
+
+TEST(CudaScaleSearch, SameBitsInEveryRun) {
+  ASSERT_THAT(LoadCuda(), IsOk());
+  const at::Tensor weight = Random({1024, 4096}, 7).cuda().to(at::kBFloat16);
+  const at::Tensor importance = Random({4096}, 8).exp().cuda();
+  for (const int64_t group_size :
+       {int64_t{128}, QuantizationScheme::kPerChannel, QuantizationScheme::kPerTensor}) {
+    const QuantizationScheme scheme{.bits = 3, .group_size = group_size, .symmetric = false};
+    const QParams first = SearchScales(weight, importance, scheme);
+    for (int run = 0; run < 5; ++run) {
+      const QParams again = SearchScales(weight, importance, scheme);
+      EXPECT_TRUE(again.scale.equal(first.scale)) << group_size;
+      EXPECT_TRUE(again.zero_point.equal(first.zero_point)) << group_size;
+    }
+  }
+}
+
+TEST(CudaScaleSearch, TakesSlicesOfWeights) {
+  ASSERT_THAT(LoadCuda(), IsOk());
+  const at::Tensor host = Random({16, 256}, 9).to(at::kHalf);
+  const at::Tensor device = host.cuda();
+  const QuantizationScheme scheme{.bits = 4, .group_size = 64};
+  const auto scales = [&](const at::Tensor& weight) {
+    return SearchScales(weight, at::ones({weight.size(1)}), scheme).scale.cpu();
+  };
+  EXPECT_TRUE(scales(device.narrow(0, 3, 9)).equal(scales(host.narrow(0, 3, 9))));
+  EXPECT_TRUE(scales(device.narrow(1, 1, 192)).equal(scales(host.narrow(1, 1, 192))));
+}
 
 }  // namespace
 }  // namespace ptq

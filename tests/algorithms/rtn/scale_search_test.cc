@@ -154,19 +154,6 @@ TEST_P(SearchScalesTest, BeatsThePlainRule) {
   EXPECT_LT(sum_searched, sum_plain * (scheme_.bits == 8 ? 0.999 : 0.9));
 }
 
-TEST_P(SearchScalesTest, TensorOperationsAgree) {
-  const QParams loops = SearchScales(weight_, importance_, scheme_);
-  const QParams tensors = SearchScalesByTensorOperations(weight_, importance_, scheme_);
-  EXPECT_EQ(tensors.scale.sizes(), loops.scale.sizes());
-  EXPECT_EQ(tensors.scale.scalar_type(), at::kHalf);
-  EXPECT_EQ(tensors.zero_point.scalar_type(), at::kInt);
-  const std::vector<double> errors = Errors(tensors);
-  const std::vector<double> expected = Errors(loops);
-  for (size_t group = 0; group < errors.size(); ++group) {
-    EXPECT_NEAR(errors[group] / expected[group], 1, 2e-4) << group;
-  }
-}
-
 TEST_P(SearchScalesTest, SameBitsForAnyThreadCount) {
   const QParams first = SearchScales(weight_, importance_, scheme_);
   const int threads = at::get_num_threads();
