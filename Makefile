@@ -2,7 +2,7 @@
 BUILD ?= build
 JOBS ?= $(shell nproc)
 
-.PHONY: demo test build setup format check bench gpu-test clean
+.PHONY: demo test build setup format check bench gpu-build gpu-test bench-gpu clean
 
 demo: build              ## quantize the example model over gRPC by every algorithm: demo-output/
 	.venv/bin/python tools/demo.py --build $(BUILD) --output demo-output
@@ -29,11 +29,17 @@ bench: build             ## the README's figures, measured here (an hour on two 
 	tools/setup.sh benchmarks
 	.venv/bin/python tests/benchmarks/run_all.py --build $(BUILD)
 
-gpu-test:                ## on a machine with an NVIDIA GPU: build with CUDA, GPU tests, GPU figures
+gpu-build:
 	tools/setup.sh cuda
 	cmake -S . -B $(BUILD) -G Ninja
 	ninja -C $(BUILD) -j $(JOBS)
+
+gpu-test: gpu-build      ## on a machine with an NVIDIA GPU: build with CUDA, GPU tests, GPU figures
 	ctest --test-dir $(BUILD) --output-on-failure -L gpu
+
+bench-gpu: gpu-build     ## there too: tuning against what the GPU could do at best and against auto-round (an hour)
+	tools/setup.sh benchmarks
+	.venv/bin/python tests/benchmarks/gpu_benchmark.py --worker $(BUILD)/bin/ptq-worker
 
 clean:
 	rm -rf $(BUILD) demo-output

@@ -17,6 +17,10 @@ mapfile -t wanted < <(grep -v '^#' deploy/debian-packages.txt)
 if ! command -v cargo >/dev/null || ! cargo --version | awk '{split($2, v, "."); exit !(v[1] > 1 || v[2] >= 80)}'; then
   wanted+=(cargo-web rustc-web)  # Debian 12's plain cargo is too old for the tokenizers crate
 fi
+headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null || true)
+if [ "$what" = benchmarks ] && [ ! -f "$headers/Python.h" ]; then
+  wanted+=(python3-dev)  # torch.compile, by which the peer is timed on a GPU, builds an extension
+fi
 missing=()
 for package in "${wanted[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing+=("$package")

@@ -39,29 +39,63 @@ def calibration_windows():
     return [ids[i * LENGTH:(i + 1) * LENGTH] for i in range(SAMPLES)]
 
 
-def run_peer(iterations, device, windows_file):
-    """One run of the peer in this process; prints its block loop's seconds."""
+def note_blocks(synchronize):
+    """Makes the peer note, for each block, when it began and the seconds of its tuning alone."""
+    from auto_round.algorithms.composer import AlgorithmComposer
+    from auto_round.algorithms.quantization.sign_round.quantizer import SignRoundQuantizer
+    began, tuning = [], []
+    dispatch_block, quantize_block = AlgorithmComposer.dispatch_block, SignRoundQuantizer.quantize_block
+
+    def dispatch(self, *args, **kwargs):
+        synchronize()
+        began.append(time.monotonic())
+        return dispatch_block(self, *args, **kwargs)
+
+    def quantize(self, *args, **kwargs):
+        synchronize()
+        start = time.monotonic()
+        result = quantize_block(self, *args, **kwargs)
+        synchronize()
+        tuning.append(time.monotonic() - start)
+        return result
+
+    AlgorithmComposer.dispatch_block, SignRoundQuantizer.quantize_block = dispatch, quantize
+    return began, tuning
+
+
+def run_peer(iterations, device, windows_file, model_folder, compiled):
+    """One run of the peer in this process; prints its block loop's seconds, and each block's."""
     import torch
     try:
         from auto_round import AutoRound
     except ImportError as error:
         sys.exit(f"{error}: run tools/setup.sh benchmarks")
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    with open(windows_file, encoding="utf-8") as file:
+        windows = json.load(file)
     # No attention mask: a 4-D one would send the peer's attention down a slower path.
-    data = [{"input_ids": torch.tensor([window]), "attention_mask": None} for window in json.load(open(windows_file))]
+    data = [{"input_ids": torch.tensor([window]), "attention_mask": None} for window in windows]
+    # It insists on a tokenizer, and gets the example's for other models too: it has token ids already.
     peer = AutoRound(model, AutoTokenizer.from_pretrained(MODEL), bits=4, group_size=128, sym=True, iters=iterations,
-                     nsamples=SAMPLES, seqlen=LENGTH, batch_size=BATCH, dataset=data, device_map=device,
-                     enable_torch_compile=False, seed=42)
+                     nsamples=len(windows), seqlen=len(windows[0]), batch_size=BATCH, dataset=data, device_map=device,
+                     enable_torch_compile=compiled, seed=42)
+    cuda = device == "cuda"
+    began, tuning = note_blocks(torch.cuda.synchronize if cuda else lambda: None)
     wall, cpu = time.monotonic(), time.process_time()
     peer.quantize()
-    print(json.dumps({"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu, "torch": torch.__version__,
-                      "threads": torch.get_num_threads()}))
+    end = time.monotonic()
+    blocks = [{"seconds": after - before, "tuning_seconds": seconds}
+              for before, after, seconds in zip(began, began[1:] + [end], tuning, strict=True)]
+    print(json.dumps({"wall": end - wall, "cpu": time.process_time() - cpu, "blocks": blocks,
+                      "device_peak_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
+                      "torch": torch.__version__, "threads": torch.get_num_threads()}))
 
 
-def time_peer(iterations, device, windows_file):
+def time_peer(iterations, device, windows_file, model=MODEL, compiled=False, timeout=None):
     done = subprocess.run([sys.executable, __file__, "--peer", str(windows_file), "--iterations", str(iterations),
-                           "--device", device], capture_output=True, text=True)
+                           "--device", device, "--model", str(model)] + ["--compiled"] * compiled,
+                          capture_output=True, text=True, timeout=timeout)
     if done.returncode != 0:
         sys.exit(f"the peer failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -94,9 +128,11 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--worker", default=str(ROOT / "build" / "bin" / "ptq-worker"))
     parser.add_argument("--peer", help=argparse.SUPPRESS)
+    parser.add_argument("--model", default=MODEL, help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
-        return run_peer(args.iterations, args.device, args.peer)
+        return run_peer(args.iterations, args.device, args.peer, args.model, args.compiled)
 
     ratios = []
     with tempfile.TemporaryDirectory() as folder:

@@ -13,51 +13,12 @@ import subprocess
 import sys
 import tempfile
 
-import torch
-from safetensors.torch import save_file
+from random_checkpoint import SHAPES, write_calibration, write_checkpoint
 
 LIMIT_MIB = 700
 FISHER_LIMIT_MIB = 300
 FISHER_TOKENS, WINDOW = 1024, 512
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632,
-    "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000,
-    "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
-    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "eos_token_id": 2, "torch_dtype": "bfloat16"}
-
-
-def write_model(folder):
-    """Random weights with the shapes of TinyLlama (24 blocks instead of 22), four shards."""
-    d, f, v, kv = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"], 256
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.empty(*shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-
-    def block(i):
-        p = f"model.layers.{i}."
-        return {p + "self_attn.q_proj.weight": normal(d, d), p + "self_attn.k_proj.weight": normal(kv, d),
-                p + "self_attn.v_proj.weight": normal(kv, d), p + "self_attn.o_proj.weight": normal(d, d),
-                p + "mlp.gate_proj.weight": normal(f, d), p + "mlp.up_proj.weight": normal(f, d),
-                p + "mlp.down_proj.weight": normal(d, f),
-                p + "input_layernorm.weight": torch.ones(d, dtype=torch.bfloat16),
-                p + "post_attention_layernorm.weight": torch.ones(d, dtype=torch.bfloat16)}
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    weight_map = {}
-    for shard in range(4):
-        tensors = {}
-        for i in range(shard * 6, shard * 6 + 6):
-            tensors |= block(i)
-        if shard == 0:
-            tensors["model.embed_tokens.weight"] = normal(v, d)
-        if shard == 3:
-            tensors |= {"model.norm.weight": torch.ones(d, dtype=torch.bfloat16), "lm_head.weight": normal(v, d)}
-        name = f"model-{shard + 1:05d}-of-00004.safetensors"
-        save_file(tensors, folder / name, {"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+CONFIG = SHAPES["tinyllama-24"]
 
 
 def memory_of(pid, field):
@@ -80,8 +41,7 @@ def rtn_peak(worker, model, scratch):
 def peaks_until_first_block(worker, model, scratch, fisher_tokens):
     """VmHWM when the Fisher pass is over (None without it) and when the first block is done, in MiB."""
     samples = FISHER_TOKENS // WINDOW
-    ids = torch.randint(CONFIG["vocab_size"], (samples, WINDOW), generator=torch.Generator().manual_seed(1))
-    save_file({"input_ids": ids.to(torch.int32)}, scratch / "ids.safetensors")
+    write_calibration(scratch / "ids.safetensors", CONFIG["vocab_size"], samples, WINDOW)
     spec = scratch / "fisher.json"
     spec.write_text(json.dumps({"model": str(model), "calibration": str(scratch / "ids.safetensors"), "samples": samples,
                                 "sequence_length": WINDOW, "recipe": "fast", "iterations": 4, "device": "cpu",
@@ -124,7 +84,7 @@ def main():
         scratch = pathlib.Path(scratch)
         model = (arguments.folder or scratch) / "random-llama-24"
         if not (model / "model.safetensors.index.json").exists():
-            write_model(model)
+            write_checkpoint(model, CONFIG)
         rtn = rtn_peak(worker, model, scratch)
         print(json.dumps(rtn), flush=True)
         fisher = fisher_memory(worker, model, scratch)
