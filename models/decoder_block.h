@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,27 @@ namespace ptq {
 struct RotaryTable {
   at::Tensor cos;
   at::Tensor sin;
+};
+
+// The parts of a block of the common shape, for engines that run it by kernels of their own:
+//   attended = hidden + O attention(rotary(Q n), rotary(K n), V n), n = rms_norm(hidden)
+//   output = attended + Down(silu(Gate n') * Up n'), n' = rms_norm(attended)
+// with causal attention scaled by 1 / sqrt(head_dim), and RmsNorm's and ApplyRotary's arithmetic.
+struct GatedBlockParts {
+  // Indices into DecoderBlock::linears().
+  size_t query = 0;
+  size_t key = 0;
+  size_t value = 0;
+  size_t output = 0;
+  size_t gate = 0;
+  size_t up = 0;
+  size_t down = 0;
+  at::Tensor input_norm;           // [D]
+  at::Tensor post_attention_norm;  // [D]
+  double rms_norm_eps = 0;
+  int64_t num_heads = 0;
+  int64_t num_key_value_heads = 0;
+  int64_t head_dim = 0;
 };
 
 // Thread-compatible; Forward is const and has no state. Implementations: LlamaBlock.
@@ -34,6 +57,8 @@ class DecoderBlock {
                              const LinearFunction& apply) const = 0;
   // The same with the block's own weights.
   at::Tensor Forward(const at::Tensor& hidden, const RotaryTable& rotary) const;
+  // None if the block has another shape.
+  virtual std::optional<GatedBlockParts> gated_parts() const { return std::nullopt; }
 };
 
 }  // namespace ptq

@@ -87,6 +87,22 @@ at::Tensor LlamaBlock::Forward(const at::Tensor& hidden, const RotaryTable& rota
   return attended + Mlp(RmsNorm(attended, post_attention_norm_, rms_norm_eps_), apply);
 }
 
+std::optional<GatedBlockParts> LlamaBlock::gated_parts() const {
+  return GatedBlockParts{.query = index_[kQuery],
+                         .key = index_[kKey],
+                         .value = index_[kValue],
+                         .output = index_[kOutput],
+                         .gate = index_[kGate],
+                         .up = index_[kUp],
+                         .down = index_[kDown],
+                         .input_norm = input_norm_,
+                         .post_attention_norm = post_attention_norm_,
+                         .rms_norm_eps = rms_norm_eps_,
+                         .num_heads = num_heads_,
+                         .num_key_value_heads = num_key_value_heads_,
+                         .head_dim = head_dim_};
+}
+
 at::Tensor LlamaBlock::Attention(const at::Tensor& input, const RotaryTable& rotary,
                                  const LinearFunction& apply) const {
   const auto project = [&](Projection projection, int64_t heads) {

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,7 @@ class LlamaBlock final : public DecoderBlock {
   using DecoderBlock::Forward;
   at::Tensor Forward(const at::Tensor& hidden, const RotaryTable& rotary,
                      const LinearFunction& apply) const override;
+  std::optional<GatedBlockParts> gated_parts() const override;
 
  private:
   enum Projection { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kProjectionCount };

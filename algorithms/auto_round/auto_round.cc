@@ -12,7 +12,6 @@
 #include "absl/strings/str_cat.h"
 #include "algorithms/auto_round/block_tuner.h"
 #include "algorithms/layer_check.h"
-#include "algorithms/rtn/full_range.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"
 #include "common/status_macros.h"
@@ -21,7 +20,8 @@
 namespace ptq {
 namespace {
 
-// Steps that may be queued on a CUDA device before the host waits: cancelling takes no longer.
+// On CUDA the host waits for earlier steps after so many: cancelling takes no longer than twice
+// that.
 constexpr int64_t kQueuedSteps = 8;
 constexpr const char* kUnused = "no calibration token reached the layer: rtn";
 constexpr const char* kNoLossRtn = "the loss was not a number in any step: rtn";
@@ -92,10 +92,7 @@ class Start {
     if (!scales_[index].has_value()) {
       return {QuantizeRtn(weight, stored_dtype_, scheme), reason};
     }
-    const QParams& start = *scales_[index];
-    return {MakeRecord(RoundToCodes(weight, start, scheme), start.scale, start.zero_point,
-                       stored_dtype_, scheme),
-            reason};
+    return {QuantizeToScales(weight, *scales_[index], stored_dtype_, scheme), reason};
   }
 
   QuantizedBlock QuantizeAll(const std::string& reason) const {
@@ -149,17 +146,14 @@ absl::StatusOr<QuantizedBlock> Tune(const BlockQuantizationRequest& request,
   std::vector<std::optional<AffineQuantizedTensor>> records(result.linears.size());
   if (any) {
     BlockTuner tuner(request, stored_dtype, options, start.scales());
-    const bool queues = request.observed.inputs->quantized.is_cuda();
     while (tuner.steps() < options.iterations) {
       PTQ_RETURN_IF_ERROR(request.cancel.Check());
       tuner.Step();
-      if (!queues || tuner.steps() % kQueuedSteps == 0) {
-        const float loss = tuner.LossCurve().back();
-        if (request.progress) {
-          request.progress(
-              static_cast<double>(tuner.steps()) / static_cast<double>(options.iterations),
-              std::isnan(loss) ? std::nullopt : std::optional<double>(loss));
-        }
+      if (tuner.steps() % kQueuedSteps == 0) tuner.WaitForEarlierSteps();
+      if (request.progress) {
+        request.progress(
+            static_cast<double>(tuner.steps()) / static_cast<double>(options.iterations),
+            std::nullopt);
       }
     }
     std::vector<float> curve = tuner.LossCurve();

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "algorithms/auto_round/device_kernels.h"
+#include "algorithms/auto_round/hidden_dtype.h"
 #include "algorithms/auto_round/loss_loops.h"
 
 namespace ptq {
@@ -14,20 +15,6 @@ namespace {
 
 // Of the mean square of a token's target, relative to all tokens': below it the weight stays.
 constexpr double kLeastSquare = 1e-6;
-
-HiddenDtype HiddenDtypeOf(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return HiddenDtype::kFloat32;
-    case at::kBFloat16:
-      return HiddenDtype::kBFloat16;
-    case at::kHalf:
-      return HiddenDtype::kHalf;
-    default:
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          false, "Auto-Round computes in float32, bfloat16 and float16, not ", dtype);
-  }
-}
 
 at::Tensor TokenWeights(const at::Tensor& targets, const at::Tensor& mask) {
   at::Tensor squares = at::empty(mask.sizes(), mask.options());
@@ -44,29 +31,36 @@ at::Tensor TokenWeights(const at::Tensor& targets, const at::Tensor& mask) {
   return weights * (total / weights.sum());
 }
 
+// What every loss has of its inputs.
+TuningState SharedState(const LossInputs& inputs) {
+  TuningState state;
+  state.targets = inputs.targets.const_data_ptr();
+  state.mask = inputs.mask.const_data_ptr<float>();
+  state.order = inputs.order.const_data_ptr<int64_t>();
+  state.step = inputs.step.mutable_data_ptr<int64_t>();
+  state.loss_curve = inputs.loss_curve.mutable_data_ptr<float>();
+  state.batch = inputs.order.size(1);
+  state.length = inputs.targets.size(1);
+  state.width = inputs.targets.size(2);
+  state.dtype = HiddenDtypeOf(inputs.targets.scalar_type());
+  return state;
+}
+
 }  // namespace
 
 SquaredErrorLoss::SquaredErrorLoss(const LossInputs& inputs) : inputs_(inputs) {
   const at::TensorOptions on_device = inputs.targets.options();
-  const int64_t batch = inputs.order.size(1);
   best_loss_ = at::empty({1}, on_device.dtype(at::kFloat));
   best_step_ = at::empty({1}, on_device.dtype(at::kLong));
   improved_ = at::empty({1}, on_device.dtype(at::kInt));
-  token_sums_ = at::zeros({batch, inputs.targets.size(1)}, on_device.dtype(at::kFloat));
+  token_sums_ =
+      at::zeros({inputs.order.size(1), inputs.targets.size(1)}, on_device.dtype(at::kFloat));
   Reset();
-  state_.targets = inputs.targets.const_data_ptr();
-  state_.mask = inputs.mask.const_data_ptr<float>();
-  state_.order = inputs.order.const_data_ptr<int64_t>();
+  state_ = SharedState(inputs);
   state_.token_sums = token_sums_.mutable_data_ptr<float>();
-  state_.step = inputs.step.mutable_data_ptr<int64_t>();
-  state_.loss_curve = inputs.loss_curve.mutable_data_ptr<float>();
   state_.best_loss = best_loss_.mutable_data_ptr<float>();
   state_.best_step = best_step_.mutable_data_ptr<int64_t>();
   state_.improved = improved_.mutable_data_ptr<int32_t>();
-  state_.batch = batch;
-  state_.length = inputs.targets.size(1);
-  state_.width = inputs.targets.size(2);
-  state_.dtype = HiddenDtypeOf(inputs.targets.scalar_type());
 }
 
 void SquaredErrorLoss::Reset() {
@@ -98,9 +92,35 @@ FisherLoss::FisherLoss(const LossInputs& inputs, const at::Tensor& fisher, doubl
              at::eye(wide.size(0), wide.options()) * (1.0 - weight))
                 .to(dtype == at::kHalf ? at::kBFloat16 : dtype);
   steps_ = at::arange(inputs.loss_curve.size(0), inputs.step.options());
+  token_sums_ = at::zeros({inputs.order.size(1), inputs.targets.size(1)}, token_weights_.options());
+  state_ = SharedState(inputs);
+  state_.token_sums = token_sums_.mutable_data_ptr<float>();
+  state_.token_weights = token_weights_.const_data_ptr<float>();
 }
 
 at::Tensor FisherLoss::Gradient(const at::Tensor& output) {
+  constexpr int64_t kPack = 8;  // of the kernels
+  return output.is_cuda() && output.element_size() == 2 && output.size(-1) % kPack == 0
+             ? GradientByKernels(output)
+             : GradientByTensors(output);
+}
+
+at::Tensor FisherLoss::GradientByKernels(const at::Tensor& output) {
+  const CudaApi& cuda = CudaKernels();
+  const at::Tensor difference = at::empty(output.sizes(), metric_.options());
+  at::Tensor gradient = at::empty_like(output, output.options(), at::MemoryFormat::Contiguous);
+  state_.output = output.const_data_ptr();
+  state_.difference = difference.mutable_data_ptr();
+  state_.gradient = gradient.mutable_data_ptr();
+  state_.gradient_scale = gradient_scale;
+  CheckCuda(cuda.tuning_difference(state_, cuda.current_stream()));
+  const at::Tensor product = at::mm(difference.flatten(0, 1), metric_);
+  state_.product = product.const_data_ptr();
+  CheckCuda(cuda.metric_loss(state_, cuda.current_stream()));
+  return gradient;
+}
+
+at::Tensor FisherLoss::GradientByTensors(const at::Tensor& output) {
   const at::Tensor rows = inputs_.order.index_select(0, inputs_.step).view({-1});
   const at::Tensor mask = inputs_.mask.index_select(0, rows).unsqueeze(-1);
   const at::Tensor raw = output.to(at::kFloat) - inputs_.targets.index_select(0, rows);

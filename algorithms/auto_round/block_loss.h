@@ -64,10 +64,15 @@ class FisherLoss final : public BlockLoss {
   at::Tensor Gradient(const at::Tensor& output) override;
 
  private:
+  at::Tensor GradientByKernels(const at::Tensor& output);
+  at::Tensor GradientByTensors(const at::Tensor& output);
+
   LossInputs inputs_;
   at::Tensor metric_;         // F'
   at::Tensor token_weights_;  // [S, T] float32
   at::Tensor steps_;          // [iterations]: 0, 1, 2, ...
+  at::Tensor token_sums_;     // [batch, T] float32
+  TuningState state_;
 };
 
 }  // namespace ptq

@@ -5,19 +5,19 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
 
+#include "algorithms/auto_round/autograd_pass.h"
 #include "algorithms/auto_round/device_kernels.h"
+#include "algorithms/auto_round/fused_pass.h"
 #include "algorithms/auto_round/learned_scale_math.h"
 #include "algorithms/auto_round/learned_scale_parameters.h"
 #include "algorithms/auto_round/rounding_parameters.h"
 #include "algorithms/auto_round/schedule.h"
-#include "algorithms/rtn/full_range.h"
 #include "algorithms/rtn/rtn.h"
 
 namespace ptq {
@@ -39,28 +39,6 @@ at::Tensor OnDevice(std::vector<float> values, at::Device device) {
 }
 
 }  // namespace
-
-// One leaf of autograd holds the fake-quantized weights of all members, row below row.
-struct BlockTuner::SharedInput {
-  std::vector<size_t> members;      // linear indices
-  std::vector<int64_t> rows;        // out_features of each
-  at::Tensor weight;                // [sum of rows, K], requires grad
-  std::vector<at::Tensor> slices;   // its rows of each member, without autograd
-  at::Tensor bias;                  // [sum of rows], or undefined
-  at::Tensor input;                 // of the forward pass in progress
-  std::vector<at::Tensor> outputs;  // likewise, by member
-
-  at::Tensor Output(size_t position, const at::Tensor& seen) {
-    if (!input.is_same(seen)) {
-      input = seen;
-      const at::Tensor product =
-          at::linear(seen, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
-      outputs = members.size() == 1 ? std::vector<at::Tensor>{product}
-                                    : product.split_with_sizes(rows, -1);
-    }
-    return outputs[position];
-  }
-};
 
 // Everything of a CUDA tuning runs on a stream of its own: the default one cannot be captured.
 struct BlockTuner::Graph {
@@ -117,7 +95,13 @@ BlockTuner::BlockTuner(const BlockQuantizationRequest& request, at::ScalarType s
     loss_ = std::move(squared);
   }
   MakeParameters(stored_dtype, starts);
-  MakeSharedInputs();
+  MakeSharedLinears();
+  FakeQuantizeAll();
+  pass_ = FusedPass::Create(*observed_.block, *observed_.rotary, shared_);
+  if (pass_ == nullptr) {
+    pass_ = std::make_unique<AutogradPass>(*observed_.block, *observed_.rotary, fixed_weights_,
+                                           shared_);
+  }
   ChooseGradientScale();
   if (device.is_cuda()) {
     graph_ = std::make_unique<Graph>(device);  // after all that runs on the caller's stream
@@ -158,11 +142,9 @@ void BlockTuner::MakeParameters(at::ScalarType stored_dtype,
       continue;
     }
     if (HasFewTokens(observed_, i)) {
-      const QParams& start = *starts[i];
-      fixed_weights_[i] = Dequantize(MakeRecord(RoundToCodes(weight, start, scheme), start.scale,
-                                                start.zero_point, stored_dtype, scheme),
-                                     stored_dtype)
-                              .to(weight.options());
+      fixed_weights_[i] =
+          Dequantize(QuantizeToScales(weight, *starts[i], stored_dtype, scheme), stored_dtype)
+              .to(weight.options());
       continue;
     }
     parameters_[i] =
@@ -181,66 +163,41 @@ void BlockTuner::MakeParameters(at::ScalarType stored_dtype,
 }
 
 // Which linears see the same input is found out by looking: one sample is run through the block.
-void BlockTuner::MakeSharedInputs() {
+void BlockTuner::MakeSharedLinears() {
   const std::vector<Linear>& linears = observed_.block->linears();
-  shared_of_.assign(linears.size(), -1);
-  position_of_.assign(linears.size(), 0);
+  is_used_.assign(linears.size(), false);
   at::Tensor last_input;
-  observed_.block->Forward(
-      inputs_.narrow(0, 0, 1), *observed_.rotary, [&](size_t index, const at::Tensor& input) {
-        if (parameters_[index] != nullptr && shared_of_[index] < 0) {
-          if (shared_.empty() || !last_input.is_same(input)) {
-            shared_.emplace_back();
-            last_input = input;
-          }
-          shared_of_[index] = static_cast<int64_t>(shared_.size()) - 1;
-          position_of_[index] = static_cast<int64_t>(shared_.back().members.size());
-          shared_.back().members.push_back(index);
-        }
-        return ApplyLinear(linears[index], fixed_weights_[index], input);
-      });
-  for (SharedInput& shared : shared_) {
+  observed_.block->Forward(inputs_.narrow(0, 0, 1), *observed_.rotary,
+                           [&](size_t index, const at::Tensor& input) {
+                             if (parameters_[index] != nullptr && !is_used_[index]) {
+                               if (shared_.empty() || !last_input.is_same(input)) {
+                                 shared_.emplace_back();
+                                 last_input = input;
+                               }
+                               is_used_[index] = true;
+                               shared_.back().members.push_back(index);
+                             }
+                             return ApplyLinear(linears[index], fixed_weights_[index], input);
+                           });
+  for (SharedLinear& shared : shared_) {
     const Linear& first = linears[shared.members.front()];
     bool any_bias = false;
     int64_t rows = 0;
-    for (const size_t index : shared.members) {
-      shared.rows.push_back(linears[index].weight.size(0));
-      rows += shared.rows.back();
-      any_bias = any_bias || linears[index].bias.defined();
-    }
-    shared.weight = at::empty({rows, first.weight.size(1)}, first.weight.options());
     std::vector<at::Tensor> biases;
-    int64_t row = 0;
-    for (size_t position = 0; position < shared.members.size(); ++position) {
-      const Linear& linear = linears[shared.members[position]];
-      shared.slices.push_back(shared.weight.narrow(0, row, shared.rows[position]));
-      row += shared.rows[position];
+    for (const size_t index : shared.members) {
+      const Linear& linear = linears[index];
+      shared.rows.push_back(linear.weight.size(0));
+      rows += shared.rows.back();
+      any_bias = any_bias || linear.bias.defined();
       biases.push_back(linear.bias.defined()
                            ? linear.bias
-                           : at::zeros({shared.rows[position]}, linear.weight.options()));
+                           : at::zeros({shared.rows.back()}, linear.weight.options()));
     }
+    shared.weight = at::empty({rows, first.weight.size(1)}, first.weight.options());
     if (any_bias) {
       shared.bias = at::cat(biases);
     }
-    shared.weight.set_requires_grad(true);
   }
-}
-
-at::Tensor BlockTuner::Forward(const at::Tensor& hidden) {
-  const std::vector<Linear>& linears = observed_.block->linears();
-  at::Tensor output = observed_.block->Forward(
-      hidden, *observed_.rotary, [&](size_t index, const at::Tensor& input) {
-        if (shared_of_[index] < 0) {
-          return ApplyLinear(linears[index], fixed_weights_[index], input);
-        }
-        return shared_[static_cast<size_t>(shared_of_[index])].Output(
-            static_cast<size_t>(position_of_[index]), input);
-      });
-  for (SharedInput& shared : shared_) {  // frees what autograd does not need
-    shared.input = at::Tensor();
-    shared.outputs.clear();
-  }
-  return output.contiguous();
 }
 
 // Paper: the loss times 1000 serves where the exponent has 8 bits. Else the first batch decides.
@@ -251,8 +208,8 @@ void BlockTuner::ChooseGradientScale() {
     loss_->gradient_scale = static_cast<float>(2000.0 / static_cast<double>(values));
     return;
   }
-  FakeQuantizeAll();
-  const at::Tensor output = Forward(inputs_.index_select(0, loss_inputs_.order.select(0, 0)));
+  const at::Tensor output =
+      pass_->Forward(inputs_.index_select(0, loss_inputs_.order.select(0, 0)));
   const double rms =
       std::sqrt(loss_->Gradient(output).to(at::kFloat).square().mean().item<double>());
   loss_->Reset();
@@ -265,42 +222,25 @@ void BlockTuner::ChooseGradientScale() {
 }
 
 void BlockTuner::FakeQuantizeAll() {
-  for (SharedInput& shared : shared_) {
+  for (const SharedLinear& shared : shared_) {
     for (size_t position = 0; position < shared.members.size(); ++position) {
-      parameters_[shared.members[position]]->FakeQuantize(shared.slices[position]);
+      parameters_[shared.members[position]]->FakeQuantize(shared.RowsOf(position, shared.weight));
     }
   }
 }
 
 void BlockTuner::RunStep() {
-  FakeQuantizeAll();
   const at::Tensor rows = loss_inputs_.order.index_select(0, loss_inputs_.step).view({-1});
-  const at::Tensor hidden = inputs_.index_select(0, rows);
-  at::Tensor output;
-  {
-    const at::AutoGradMode with_grad(true);
-    output = Forward(hidden);
-  }
-  const at::Tensor output_gradient = loss_->Gradient(output);
-  std::vector<at::Tensor> weights;
-  for (const SharedInput& shared : shared_) {
-    weights.push_back(shared.weight);
-  }
-  const std::vector<at::Tensor> gradients = torch::autograd::grad(
-      {output}, weights, {output_gradient}, /*retain_graph=*/false, /*create_graph=*/false,
-      /*allow_unused=*/true);
-  for (size_t i = 0; i < shared_.size(); ++i) {
-    if (!gradients[i].defined()) {
-      continue;  // no token of this batch came by
+  const at::Tensor output = pass_->Forward(inputs_.index_select(0, rows));
+  pass_->Backward(loss_->Gradient(output), [this](size_t index, const at::Tensor& gradient) {
+    const SharedLinear& shared = shared_[index];
+    const at::Tensor weight = shared.weight.detach();
+    for (size_t position = 0; position < shared.members.size(); ++position) {
+      const size_t member = shared.members[position];
+      parameters_[member]->Step(shared.RowsOf(position, gradient), rates_[member],
+                                shared.RowsOf(position, weight));
     }
-    const at::Tensor gradient = gradients[i].contiguous();
-    int64_t row = 0;
-    for (size_t position = 0; position < shared_[i].members.size(); ++position) {
-      const size_t index = shared_[i].members[position];
-      parameters_[index]->Step(gradient.narrow(0, row, shared_[i].rows[position]), rates_[index]);
-      row += shared_[i].rows[position];
-    }
-  }
+  });
   loss_inputs_.step.add_(1);
 }
 
@@ -348,6 +288,14 @@ void BlockTuner::Step() {
   ++steps_;
 }
 
+void BlockTuner::WaitForEarlierSteps() {
+  if (graph_ == nullptr) return;
+  c10::Event reached(graph_->own.device_type());
+  reached.record(graph_->own);
+  if (earlier_.has_value()) earlier_->synchronize();
+  earlier_ = std::move(reached);
+}
+
 std::vector<float> BlockTuner::LossCurve() const {
   const at::NoGradGuard no_grad;
   if (graph_ != nullptr) {
@@ -370,7 +318,7 @@ int64_t BlockTuner::KeptStep() const {
 std::vector<std::optional<AffineQuantizedTensor>> BlockTuner::Records() const {
   std::vector<std::optional<AffineQuantizedTensor>> records(parameters_.size());
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    if (shared_of_[i] >= 0) {
+    if (is_used_[i]) {
       records[i] = parameters_[i]->Record();
     }
   }

@@ -3,6 +3,7 @@
 #define PTQ_ALGORITHMS_AUTO_ROUND_BLOCK_TUNER_H_
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
 
 #include <cstdint>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "algorithms/affine/affine_quantized_tensor.h"
 #include "algorithms/auto_round/auto_round.h"
 #include "algorithms/auto_round/block_loss.h"
+#include "algorithms/auto_round/block_pass.h"
 #include "algorithms/auto_round/tunable_weight.h"
 #include "algorithms/block_quantizer.h"
 
@@ -37,6 +39,10 @@ class BlockTuner {
   void Step();
   int64_t steps() const { return steps_; }
 
+  // Waits until the device has done the steps that had been queued at the last call: called every
+  // few steps, it bounds how far the device lags without ever leaving it idle.
+  void WaitForEarlierSteps();
+
   // Losses of the steps so far; waits for the device.
   std::vector<float> LossCurve() const;
   // The step whose parameters are kept, -1 if no loss that counts was a number; waits for the
@@ -47,13 +53,11 @@ class BlockTuner {
   std::vector<std::optional<AffineQuantizedTensor>> Records() const;
 
  private:
-  struct SharedInput;  // linears that see the same input
-  struct Graph;        // a captured CUDA graph with its stream
+  struct Graph;  // a captured CUDA graph with its stream
 
   void MakeParameters(at::ScalarType stored_dtype,
                       const std::vector<std::optional<QParams>>& starts);
-  void MakeSharedInputs();
-  at::Tensor Forward(const at::Tensor& hidden);
+  void MakeSharedLinears();
   void ChooseGradientScale();
   void FakeQuantizeAll();
   void RunStep();
@@ -66,16 +70,17 @@ class BlockTuner {
   int64_t steps_ = 0;
   std::vector<std::unique_ptr<TunableWeight>> parameters_;  // by linear index; none: not tuned
   std::vector<at::Tensor> fixed_weights_;  // of those that are not, by linear index
-  std::vector<SharedInput> shared_;
-  std::vector<int64_t> shared_of_;    // by linear index; -1: not quantized
-  std::vector<int64_t> position_of_;  // in its SharedInput
-  std::vector<StepRates> rates_;      // by linear index
+  std::vector<SharedLinear> shared_;
+  std::vector<bool> is_used_;     // by linear index: it is in a SharedLinear
+  std::vector<StepRates> rates_;  // by linear index
   std::vector<at::Tensor> rate_tables_;
   at::Tensor inputs_;
   LossInputs loss_inputs_;
+  std::unique_ptr<BlockPass> pass_;
   std::unique_ptr<BlockLoss> loss_;
   SquaredErrorLoss* best_ = nullptr;  // loss_, where the best step is kept rather than the last
   std::unique_ptr<Graph> graph_;
+  std::optional<c10::Event> earlier_;
 };
 
 }  // namespace ptq

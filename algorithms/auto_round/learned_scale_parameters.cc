@@ -67,15 +67,19 @@ void LearnedScaleParameters::FakeQuantize(const at::Tensor& output) {
            [this](int64_t begin, int64_t end) { FakeQuantizePositions(state_, begin, end); });
 }
 
-void LearnedScaleParameters::Step(const at::Tensor& gradient, const StepRates& rates) {
+void LearnedScaleParameters::Step(const at::Tensor& gradient, const StepRates& rates,
+                                  const at::Tensor& output) {
   CheckLikeWeight(gradient, position_.sizes(), weight_options_);
   state_.gradient = gradient.const_data_ptr();
   if (position_.is_cuda()) {
+    CheckLikeWeight(output, position_.sizes(), weight_options_);
+    state_.fake_quantized = output.data_ptr();
     CheckCuda(CudaKernels().step_positions(state_, rates, CudaKernels().current_stream()));
     return;
   }
   ForUnits(state_, [&](int64_t begin, int64_t end) { StepPositions(state_, begin, end, rates); });
   ForGroups(state_, [&](int64_t begin, int64_t end) { StepFactors(state_, begin, end, rates); });
+  FakeQuantize(output);
 }
 
 AffineQuantizedTensor LearnedScaleParameters::Record() const {

@@ -25,7 +25,7 @@ class LearnedScaleParameters final : public TunableWeight {
 
   void FakeQuantize(const at::Tensor& output) override;
   // rates: value of U, range of t, both corrections; `improved` does not matter.
-  void Step(const at::Tensor& gradient, const StepRates& rates) override;
+  void Step(const at::Tensor& gradient, const StepRates& rates, const at::Tensor& output) override;
   // Of the current U and t.
   AffineQuantizedTensor Record() const override;
 

@@ -57,10 +57,13 @@ void RoundingParameters::FakeQuantize(const at::Tensor& output) {
   ForUnits(state_, [this](int64_t begin, int64_t end) { ptq::FakeQuantize(state_, begin, end); });
 }
 
-void RoundingParameters::Step(const at::Tensor& gradient, const StepRates& rates) {
+void RoundingParameters::Step(const at::Tensor& gradient, const StepRates& rates,
+                              const at::Tensor& output) {
   CheckLikeWeight(gradient, weight_.sizes(), weight_.options());
   state_.gradient = gradient.const_data_ptr();
   if (weight_.is_cuda()) {
+    CheckLikeWeight(output, weight_.sizes(), weight_.options());
+    state_.fake_quantized = output.data_ptr();
     CheckCuda(CudaKernels().step_rounding(state_, rates, CudaKernels().current_stream()));
     return;
   }
@@ -76,6 +79,7 @@ void RoundingParameters::Step(const at::Tensor& gradient, const StepRates& rates
   ForGroups(state_, [this, range_rate](int64_t begin, int64_t end) {
     StepRanges(state_, begin, end, range_rate);
   });
+  FakeQuantize(output);
 }
 
 AffineQuantizedTensor RoundingParameters::Record() const {

@@ -22,7 +22,7 @@ class RoundingParameters final : public TunableWeight {
   void FakeQuantize(const at::Tensor& output) override;
   // Signed descent. Before it, if *rates.improved, codes and scales of the last FakeQuantize become
   // the best ones.
-  void Step(const at::Tensor& gradient, const StepRates& rates) override;
+  void Step(const at::Tensor& gradient, const StepRates& rates, const at::Tensor& output) override;
   // The best codes and scales. Only after a step that improved.
   AffineQuantizedTensor Record() const override;
 

@@ -20,9 +20,11 @@ class TunableWeight {
   // dtype.
   virtual void FakeQuantize(const at::Tensor& output) = 0;
 
-  // One step of descent from `gradient` = dL / d output of the last FakeQuantize (contiguous, same
-  // shape and dtype; its scale does not matter), at the rates of step *rates.step.
-  virtual void Step(const at::Tensor& gradient, const StepRates& rates) = 0;
+  // One step of descent from `gradient` = dL / d weight, the weight being what was written last
+  // (contiguous, same shape and dtype; the gradient's scale does not matter), at the rates of step
+  // *rates.step. Then writes the weight of the new parameters, as FakeQuantize does.
+  virtual void Step(const at::Tensor& gradient, const StepRates& rates,
+                    const at::Tensor& output) = 0;
 
   // The codes and scales that the recipe keeps.
   virtual AffineQuantizedTensor Record() const = 0;

@@ -26,6 +26,11 @@ struct TuningState {
   int64_t batch = 0;
   int64_t length = 0;
   int64_t width = 0;
+  // Of a loss w d'F'd, d = (output - target) mask, alone: w, d and F'd. The last two are bfloat16
+  // whatever the dtype. Such a loss keeps no best step: best_loss, best_step and improved are none.
+  const float* token_weights = nullptr;  // [samples, length]
+  void* difference = nullptr;            // [batch, length, width]
+  const void* product = nullptr;         // [batch, length, width]
   float gradient_scale = 1.0f;
   HiddenDtype dtype = HiddenDtype::kFloat32;
 

@@ -32,8 +32,10 @@ struct WeightLayout {
   bool symmetric = true;
   WeightStorage storage = WeightStorage::kFloat32;
 
-  int64_t units_per_group() const { return (group_size + kUnitElements - 1) / kUnitElements; }
-  int64_t units() const { return groups * units_per_group(); }
+  PTQ_HOST_DEVICE int64_t units_per_group() const {
+    return (group_size + kUnitElements - 1) / kUnitElements;
+  }
+  PTQ_HOST_DEVICE int64_t units() const { return groups * units_per_group(); }
 };
 
 struct WeightUnit {
@@ -42,8 +44,7 @@ struct WeightUnit {
   int64_t length;
 };
 PTQ_HOST_DEVICE WeightUnit UnitAt(const WeightLayout& layout, int64_t index) {
-  const int64_t per_group =
-      (layout.group_size + WeightLayout::kUnitElements - 1) / WeightLayout::kUnitElements;
+  const int64_t per_group = layout.units_per_group();
   const int64_t group = index / per_group;
   const int64_t first = (index % per_group) * WeightLayout::kUnitElements;
   const int64_t left = layout.group_size - first;

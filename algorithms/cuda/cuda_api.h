@@ -9,6 +9,8 @@
 #include "algorithms/auto_round/learned_scale_state.h"
 #include "algorithms/auto_round/rounding_state.h"
 #include "algorithms/auto_round/tuning_state.h"
+#include "algorithms/cuda/attention_spans.h"
+#include "algorithms/cuda/block_spans.h"
 #include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
@@ -19,14 +21,27 @@ struct CudaApi {
 
   // Kernels of algorithms/auto_round: the host loops of the same names, over all groups and units.
   int (*fake_quantize)(const RoundingState& state, void* stream);  // ChooseScales, FakeQuantize
-  // KeepCodes and KeepScales if *rates.improved, then StepValues and StepRanges.
+  // KeepCodes and KeepScales if *rates.improved, StepValues, StepRanges, and the next forward pass.
   int (*step_rounding)(const RoundingState& state, const StepRates& rates, void* stream);
   int (*tuning_loss)(const TuningState& state, void* stream);  // LossOfTokens, FinishLoss
+  // The two halves of a loss w d'F'd: d from the output; the gradient and the loss from F'd. 16-bit
+  // outputs, widths of whole packs of 8.
+  int (*tuning_difference)(const TuningState& state, void* stream);
+  int (*metric_loss)(const TuningState& state, void* stream);
   int (*fake_quantize_positions)(const LearnedScaleState& state, void* stream);
-  // StepPositions and StepFactors.
+  // StepPositions, StepFactors, and the next forward pass.
   int (*step_positions)(const LearnedScaleState& state, const StepRates& rates, void* stream);
+  // Between a block's products: block_spans.h.
+  int (*rms_norm)(const RmsNormSpans& spans, void* stream);
+  int (*rms_norm_backward)(const RmsNormBackwardSpans& spans, void* stream);
+  int (*rotary)(const RotarySpans& spans, void* stream);
+  int (*gated)(const GatedSpans& spans, void* stream);
+  int (*gated_backward)(const GatedSpans& spans, void* stream);
   // The search of algorithms/rtn/scale_search.h, with the host's bits.
   int (*search_scales)(const ScaleSearchState& state, void* stream);
+  // attention_spans.h
+  int64_t (*attention_workspace)(const AttentionSpans& spans, AttentionDirection direction);
+  bool (*run_attention)(const AttentionSpans& spans, AttentionDirection direction, void* stream);
   const char* (*error_string)(int error);
 
   // libtorch's CUDA side. These may throw c10::Error.

@@ -7,6 +7,7 @@
 #include "algorithms/auto_round/learned_scale_state.h"
 #include "algorithms/auto_round/rounding_state.h"
 #include "algorithms/auto_round/tuning_state.h"
+#include "algorithms/cuda/block_spans.h"
 #include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
@@ -15,6 +16,13 @@ namespace ptq {
 int LaunchFakeQuantize(const RoundingState& state, void* stream);
 int LaunchStepRounding(const RoundingState& state, const StepRates& rates, void* stream);
 int LaunchTuningLoss(const TuningState& state, void* stream);
+int LaunchTuningDifference(const TuningState& state, void* stream);
+int LaunchMetricLoss(const TuningState& state, void* stream);
+int LaunchRmsNorm(const RmsNormSpans& spans, void* stream);
+int LaunchRmsNormBackward(const RmsNormBackwardSpans& spans, void* stream);
+int LaunchRotary(const RotarySpans& spans, void* stream);
+int LaunchGated(const GatedSpans& spans, void* stream);
+int LaunchGatedBackward(const GatedSpans& spans, void* stream);
 int LaunchFakeQuantizePositions(const LearnedScaleState& state, void* stream);
 int LaunchStepPositions(const LearnedScaleState& state, const StepRates& rates, void* stream);
 int LaunchSearchScales(const ScaleSearchState& state, void* stream);

@@ -9,108 +9,121 @@
 #include "algorithms/auto_round/learned_scale_state.h"
 #include "algorithms/auto_round/tuning_state.h"
 #include "algorithms/cuda/kernels.h"
+#include "algorithms/cuda/weight_units.cuh"
 
 namespace ptq {
 namespace {
 
 namespace r = rounding;
 
-constexpr int kWarp = 32;
-constexpr int kWarpsPerBlock = 8;
-constexpr int kThreads = kWarp * kWarpsPerBlock;
-
-// `kVector` neighbouring words, moved as one.
-template <typename Word, int kVector>
-struct alignas(kVector * sizeof(Word)) Pack {
-  Word lane[kVector];
+// Values of one group, of the forward pass and of the next one.
+struct GroupNow {
+  float scale;
+  float zero_point;
+  r::CodeRange range;
 };
-template <typename Word, int kVector>
-__device__ Pack<Word, kVector> LoadPack(const Word* source) {
-  return *reinterpret_cast<const Pack<Word, kVector>*>(source);
-}
-template <typename Word, int kVector>
-__device__ void StorePack(Word* target, const Pack<Word, kVector>& pack) {
-  *reinterpret_cast<Pack<Word, kVector>*>(target) = pack;
+__device__ GroupNow GroupAt(const LearnedScaleState& state, int64_t group) {
+  return {r::LearnedScale(state.start_scale[group], state.factor[group]), state.zero_point[group],
+          r::RangeOf(state.bits, state.symmetric)};
 }
 
-// Sum over a warp, the same on all lanes and in every run.
-__device__ float WarpSum(float x) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+// Steps `kVector` values from `at` on and returns the new positions; adds to the factor's gradient.
+template <typename Storage, int kVector>
+__device__ Pack<float, kVector> StepPack(const LearnedScaleState& state, const GroupNow& group,
+                                         float rate, float first_correction,
+                                         float second_correction, int64_t at, float& sum) {
+  using Word = typename Storage::Word;
+  const auto gradients = LoadPack<Word, kVector>(static_cast<const Word*>(state.gradient) + at);
+  auto positions = LoadPack<float, kVector>(state.position + at);
+  auto first = LoadPack<uint16_t, kVector>(state.first_moment + at);
+  auto second = LoadPack<uint16_t, kVector>(state.second_moment + at);
+#pragma unroll
+  for (int k = 0; k < kVector; ++k) {
+    const float g = Storage::Load(gradients.lane[k]);
+    const r::Code code = r::ChooseCode(positions.lane[k], 0.0f, group.zero_point, group.range);
+    const r::AdamUpdate update =
+        r::AdamStep((g * group.scale) * code.inside, r::BFloat16::Load(first.lane[k]),
+                    r::BFloat16::Load(second.lane[k]), first_correction, second_correction);
+    first.lane[k] = r::BFloat16::Store(r::RoundToBFloat16(update.first));
+    second.lane[k] = r::BFloat16::Store(r::RoundToBFloat16(update.second));
+    positions.lane[k] -= rate * update.direction;
+    sum += g * (code.code - group.zero_point);
   }
-  return x;
+  StorePack(state.position + at, positions);
+  StorePack(state.first_moment + at, first);
+  StorePack(state.second_moment + at, second);
+  return positions;
+}
+
+template <typename Storage, typename Rounding, int kVector>
+__device__ void DecodePack(const LearnedScaleState& state, const GroupNow& group,
+                           const Pack<float, kVector>& positions, int64_t at) {
+  using Word = typename Storage::Word;
+  Pack<Word, kVector> outputs;
+#pragma unroll
+  for (int k = 0; k < kVector; ++k) {
+    const r::Code code = r::ChooseCode(positions.lane[k], 0.0f, group.zero_point, group.range);
+    outputs.lane[k] = Storage::Store(Rounding::Round(group.scale * (code.code - group.zero_point)));
+  }
+  StorePack(static_cast<Word*>(state.fake_quantized) + at, outputs);
+}
+
+// A group's factor t after its step.
+struct Factor {
+  float value;
+  float first_moment;
+  float second_moment;
+
+  __device__ void Keep(const LearnedScaleState& state, int64_t group) const {
+    state.factor[group] = value;
+    state.factor_first_moment[group] = first_moment;
+    state.factor_second_moment[group] = second_moment;
+  }
+};
+__device__ Factor SteppedFactor(const LearnedScaleState& state, const StepRates& rates,
+                                int64_t group, float gradient) {
+  const int64_t step = *rates.step;
+  const r::AdamUpdate update =
+      r::AdamStep(gradient * state.start_scale[group], state.factor_first_moment[group],
+                  state.factor_second_moment[group], rates.first_correction[step],
+                  rates.second_correction[step]);
+  return {state.factor[group] - rates.range[step] * update.direction, update.first, update.second};
 }
 
 // One warp a unit, kVector neighbouring elements a lane.
 template <typename Storage, typename Rounding, int kVector>
 __global__ void __launch_bounds__(kThreads)
     FakeQuantizeKernel(LearnedScaleState state, int64_t units) {
-  using Word = typename Storage::Word;
   const int lane = threadIdx.x % kWarp;
   const int64_t index = blockIdx.x * int64_t{kWarpsPerBlock} + threadIdx.x / kWarp;
   if (index >= units) {
     return;
   }
   const WeightUnit unit = UnitAt(state, index);
-  const float scale = r::LearnedScale(state.start_scale[unit.group], state.factor[unit.group]);
-  const float zero_point = state.zero_point[unit.group];
-  const r::CodeRange range = r::RangeOf(state.bits, state.symmetric);
-  const float* position = state.position + unit.begin;
-  Word* output = static_cast<Word*>(state.fake_quantized) + unit.begin;
+  const GroupNow now = GroupAt(state, unit.group);
   for (int64_t i = lane * kVector; i < unit.length; i += kWarp * kVector) {
-    const auto positions = LoadPack<float, kVector>(position + i);
-    Pack<Word, kVector> outputs;
-    for (int k = 0; k < kVector; ++k) {
-      const r::Code code = r::ChooseCode(positions.lane[k], 0.0f, zero_point, range);
-      outputs.lane[k] = Storage::Store(Rounding::Round(scale * (code.code - zero_point)));
-    }
-    StorePack(output + i, outputs);
+    const int64_t at = unit.begin + i;
+    DecodePack<Storage, Rounding>(state, now, LoadPack<float, kVector>(state.position + at), at);
   }
 }
 
 template <typename Storage, int kVector>
 __global__ void __launch_bounds__(kThreads)
     StepPositionsKernel(LearnedScaleState state, StepRates rates, int64_t units) {
-  using Word = typename Storage::Word;
   const int lane = threadIdx.x % kWarp;
   const int64_t index = blockIdx.x * int64_t{kWarpsPerBlock} + threadIdx.x / kWarp;
   if (index >= units) {
     return;
   }
   const int64_t step = *rates.step;
-  const float rate = rates.value[step];
-  const float first_correction = rates.first_correction[step];
-  const float second_correction = rates.second_correction[step];
   const WeightUnit unit = UnitAt(state, index);
-  const float scale = r::LearnedScale(state.start_scale[unit.group], state.factor[unit.group]);
-  const float zero_point = state.zero_point[unit.group];
-  const r::CodeRange range = r::RangeOf(state.bits, state.symmetric);
-  const Word* gradient = static_cast<const Word*>(state.gradient) + unit.begin;
-  float* position = state.position + unit.begin;
-  uint16_t* first_moment = state.first_moment + unit.begin;
-  uint16_t* second_moment = state.second_moment + unit.begin;
+  const GroupNow now = GroupAt(state, unit.group);
   float sum = 0.0f;
   for (int64_t i = lane * kVector; i < unit.length; i += kWarp * kVector) {
-    const auto gradients = LoadPack<Word, kVector>(gradient + i);
-    auto positions = LoadPack<float, kVector>(position + i);
-    auto first = LoadPack<uint16_t, kVector>(first_moment + i);
-    auto second = LoadPack<uint16_t, kVector>(second_moment + i);
-    for (int k = 0; k < kVector; ++k) {
-      const float g = Storage::Load(gradients.lane[k]);
-      const r::Code code = r::ChooseCode(positions.lane[k], 0.0f, zero_point, range);
-      const r::AdamUpdate update =
-          r::AdamStep((g * scale) * code.inside, r::BFloat16::Load(first.lane[k]),
-                      r::BFloat16::Load(second.lane[k]), first_correction, second_correction);
-      first.lane[k] = r::BFloat16::Store(r::RoundToBFloat16(update.first));
-      second.lane[k] = r::BFloat16::Store(r::RoundToBFloat16(update.second));
-      positions.lane[k] -= rate * update.direction;
-      sum += g * (code.code - zero_point);
-    }
-    StorePack(position + i, positions);
-    StorePack(first_moment + i, first);
-    StorePack(second_moment + i, second);
+    StepPack<Storage, kVector>(state, now, rates.value[step], rates.first_correction[step],
+                               rates.second_correction[step], unit.begin + i, sum);
   }
-  sum = WarpSum(sum);
+  sum = LaneSum<kWarp>(sum);
   if (lane == 0) {
     state.factor_gradient[index] = sum;
   }
@@ -124,90 +137,124 @@ __global__ void __launch_bounds__(kThreads)
   if (group >= state.groups) {
     return;
   }
-  const int64_t per_group =
-      (state.group_size + WeightLayout::kUnitElements - 1) / WeightLayout::kUnitElements;
+  const int64_t per_group = state.units_per_group();
   float gradient = 0.0f;
   for (int64_t i = lane; i < per_group; i += kWarp) {
     gradient += state.factor_gradient[group * per_group + i];
   }
-  gradient = WarpSum(gradient);
+  gradient = LaneSum<kWarp>(gradient);
   if (lane == 0) {
-    const int64_t step = *rates.step;
-    const r::AdamUpdate update =
-        r::AdamStep(gradient * state.start_scale[group], state.factor_first_moment[group],
-                    state.factor_second_moment[group], rates.first_correction[step],
-                    rates.second_correction[step]);
-    state.factor_first_moment[group] = update.first;
-    state.factor_second_moment[group] = update.second;
-    state.factor[group] -= rates.range[step] * update.direction;
+    SteppedFactor(state, rates, group, gradient).Keep(state, group);
   }
 }
 
-unsigned BlocksFor(int64_t warps) {
-  return static_cast<unsigned>((warps + kWarpsPerBlock - 1) / kWarpsPerBlock);
+// The step and the next forward pass at once; kLanes lanes a group, whose values stay in registers.
+template <typename Storage, typename Rounding, int kLanes>
+__global__ void __launch_bounds__(kThreads)
+    StepGroupsKernel(LearnedScaleState state, StepRates rates) {
+  const int64_t thread = blockIdx.x * int64_t{kThreads} + threadIdx.x;
+  const int64_t group = thread / kLanes;
+  if (group >= state.groups) {
+    return;
+  }
+  const int64_t at = thread * kLanePack;
+  const int64_t step = *rates.step;
+  GroupNow now = GroupAt(state, group);
+  float sum = 0.0f;
+  const auto positions =
+      StepPack<Storage, kLanePack>(state, now, rates.value[step], rates.first_correction[step],
+                                   rates.second_correction[step], at, sum);
+  const Factor factor = SteppedFactor(state, rates, group, LaneSum<kLanes>(sum));
+  __syncwarp(__activemask());  // all lanes have read the old factor
+  if (threadIdx.x % kLanes == 0) {
+    factor.Keep(state, group);
+  }
+  now.scale = r::LearnedScale(state.start_scale[group], factor.value);
+  DecodePack<Storage, Rounding>(state, now, positions, at);
 }
 
-// Tensors of their own are aligned; `other` may be a slice.
-template <typename Word>
-bool FourFit(const LearnedScaleState& state, const void* other) {
-  return state.group_size % 4 == 0 && reinterpret_cast<uintptr_t>(other) % (4 * sizeof(Word)) == 0;
+// Likewise, one block a group: the new positions are read back.
+template <typename Storage, typename Rounding, int kVector>
+__global__ void __launch_bounds__(kThreads)
+    StepLongGroupsKernel(LearnedScaleState state, StepRates rates) {
+  __shared__ float scratch[kWarpsPerBlock];
+  const int64_t group = blockIdx.x;
+  const int64_t begin = group * state.group_size;
+  const int64_t step = *rates.step;
+  GroupNow now = GroupAt(state, group);
+  float sum = 0.0f;
+  for (int64_t i = threadIdx.x * kVector; i < state.group_size; i += kThreads * kVector) {
+    StepPack<Storage, kVector>(state, now, rates.value[step], rates.first_correction[step],
+                               rates.second_correction[step], begin + i, sum);
+  }
+  const Factor factor = SteppedFactor(state, rates, group, BlockSum(sum, scratch));
+  __syncthreads();  // all threads have read the old factor
+  if (threadIdx.x == 0) {
+    factor.Keep(state, group);
+  }
+  now.scale = r::LearnedScale(state.start_scale[group], factor.value);
+  for (int64_t i = threadIdx.x * kVector; i < state.group_size; i += kThreads * kVector) {
+    DecodePack<Storage, Rounding>(state, now, LoadPack<float, kVector>(state.position + begin + i),
+                                  begin + i);
+  }
 }
 
 template <typename Storage, typename Rounding>
-cudaError_t LaunchForward(const LearnedScaleState& state, cudaStream_t stream) {
+void LaunchForward(const LearnedScaleState& state, cudaStream_t stream) {
   const int64_t units = state.units();
-  if (FourFit<typename Storage::Word>(state, state.fake_quantized)) {
-    FakeQuantizeKernel<Storage, Rounding, 4>
-        <<<BlocksFor(units), kThreads, 0, stream>>>(state, units);
+  const unsigned blocks = BlocksFor(units, kWarpsPerBlock);
+  if (FourFit(state.group_size, state.fake_quantized, sizeof(typename Storage::Word))) {
+    FakeQuantizeKernel<Storage, Rounding, 4><<<blocks, kThreads, 0, stream>>>(state, units);
   } else {
-    FakeQuantizeKernel<Storage, Rounding, 1>
-        <<<BlocksFor(units), kThreads, 0, stream>>>(state, units);
+    FakeQuantizeKernel<Storage, Rounding, 1><<<blocks, kThreads, 0, stream>>>(state, units);
   }
-  return cudaGetLastError();
 }
 
-template <typename Storage>
-cudaError_t LaunchStep(const LearnedScaleState& state, const StepRates& rates,
-                       cudaStream_t stream) {
-  const int64_t units = state.units();
-  if (FourFit<typename Storage::Word>(state, state.gradient)) {
-    StepPositionsKernel<Storage, 4><<<BlocksFor(units), kThreads, 0, stream>>>(state, rates, units);
-  } else {
-    StepPositionsKernel<Storage, 1><<<BlocksFor(units), kThreads, 0, stream>>>(state, rates, units);
+template <typename Storage, typename Rounding>
+void LaunchStep(const LearnedScaleState& state, const StepRates& rates, cudaStream_t stream) {
+  using Word = typename Storage::Word;
+  const bool four = FourFit(state.group_size, state.gradient, sizeof(Word)) &&
+                    FourFit(state.group_size, state.fake_quantized, sizeof(Word));
+  if (four && WithLanes(state.group_size, [&](auto lanes) {
+        constexpr int kLanes = decltype(lanes)::value;
+        StepGroupsKernel<Storage, Rounding, kLanes>
+            <<<BlocksFor(state.groups, kThreads / kLanes), kThreads, 0, stream>>>(state, rates);
+      })) {
+    return;
   }
-  StepFactorsKernel<<<BlocksFor(state.groups), kThreads, 0, stream>>>(state, rates);
-  return cudaGetLastError();
+  if (state.group_size <= kLongestBlockGroup) {
+    const auto blocks = static_cast<unsigned>(state.groups);
+    if (four) {
+      StepLongGroupsKernel<Storage, Rounding, 4><<<blocks, kThreads, 0, stream>>>(state, rates);
+    } else {
+      StepLongGroupsKernel<Storage, Rounding, 1><<<blocks, kThreads, 0, stream>>>(state, rates);
+    }
+    return;
+  }
+  const int64_t units = state.units();
+  const unsigned blocks = BlocksFor(units, kWarpsPerBlock);
+  if (four) {
+    StepPositionsKernel<Storage, 4><<<blocks, kThreads, 0, stream>>>(state, rates, units);
+  } else {
+    StepPositionsKernel<Storage, 1><<<blocks, kThreads, 0, stream>>>(state, rates, units);
+  }
+  StepFactorsKernel<<<BlocksFor(state.groups, kWarpsPerBlock), kThreads, 0, stream>>>(state, rates);
+  LaunchForward<Storage, Rounding>(state, stream);
 }
 
 }  // namespace
 
 int LaunchFakeQuantizePositions(const LearnedScaleState& state, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (state.storage) {
-    case WeightStorage::kFloat32:
-      return LaunchForward<r::Float32, r::Unrounded>(state, cuda_stream);
-    case WeightStorage::kFloat32RoundedToBFloat16:
-      return LaunchForward<r::Float32, r::RoundedToBFloat16>(state, cuda_stream);
-    case WeightStorage::kFloat32RoundedToHalf:
-      return LaunchForward<r::Float32, r::RoundedToHalf>(state, cuda_stream);
-    case WeightStorage::kBFloat16:
-      return LaunchForward<r::BFloat16, r::RoundedToBFloat16>(state, cuda_stream);
-    case WeightStorage::kHalf:
-      return LaunchForward<r::Half, r::RoundedToHalf>(state, cuda_stream);
-  }
-  return cudaErrorInvalidValue;
+  return WithStorage(state.storage, [&](auto storage, auto rounding) {
+    LaunchForward<decltype(storage), decltype(rounding)>(state, static_cast<cudaStream_t>(stream));
+  });
 }
 
 int LaunchStepPositions(const LearnedScaleState& state, const StepRates& rates, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (state.storage) {
-    case WeightStorage::kBFloat16:
-      return LaunchStep<r::BFloat16>(state, rates, cuda_stream);
-    case WeightStorage::kHalf:
-      return LaunchStep<r::Half>(state, rates, cuda_stream);
-    default:
-      return LaunchStep<r::Float32>(state, rates, cuda_stream);
-  }
+  return WithStorage(state.storage, [&](auto storage, auto rounding) {
+    LaunchStep<decltype(storage), decltype(rounding)>(state, rates,
+                                                      static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace ptq

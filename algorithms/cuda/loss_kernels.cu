@@ -7,35 +7,15 @@
 #include "algorithms/auto_round/rounding_math.h"
 #include "algorithms/auto_round/tuning_state.h"
 #include "algorithms/cuda/kernels.h"
+#include "algorithms/cuda/packs.cuh"
 
 namespace ptq {
 namespace {
 
 namespace r = rounding;
 
-constexpr int kWarp = 32;
 constexpr int kTokenThreads = 128;
 constexpr int kFinishThreads = 1024;
-
-// Sum over a block, valid in thread 0; the same in every run. `scratch` has one entry a warp.
-template <typename T>
-__device__ T BlockSum(T x, T* scratch) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
-  }
-  if (threadIdx.x % kWarp == 0) {
-    scratch[threadIdx.x / kWarp] = x;
-  }
-  __syncthreads();
-  T sum = 0;
-  if (threadIdx.x == 0) {
-    for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) {
-      sum += scratch[warp];
-    }
-  }
-  __syncthreads();
-  return sum;
-}
 
 __device__ int64_t TargetOf(const TuningState& state, int64_t step, int64_t token) {
   const int64_t sample = state.order[step * state.batch + token / state.length];
@@ -46,7 +26,6 @@ __device__ int64_t TargetOf(const TuningState& state, int64_t step, int64_t toke
 template <typename Storage, typename Rounding>
 __global__ void __launch_bounds__(kTokenThreads) LossKernel(TuningState state) {
   using Word = typename Storage::Word;
-  __shared__ float scratch[kTokenThreads / kWarp];
   const int64_t token = blockIdx.x;
   const int64_t target = TargetOf(state, *state.step, token);
   const float mask = state.mask[target];
@@ -61,15 +40,60 @@ __global__ void __launch_bounds__(kTokenThreads) LossKernel(TuningState state) {
     gradients[i] = Storage::Store(Rounding::Round(difference * scale));
     sum += difference * difference;
   }
-  sum = BlockSum(sum, scratch);
+  sum = BlockSum(sum);
   if (threadIdx.x == 0) {
     state.token_sums[token] = sum;
   }
 }
 
+// One block a token. 16-bit outputs.
+template <typename T>
+__global__ void __launch_bounds__(kTokenThreads) DifferenceKernel(TuningState state) {
+  const int64_t token = blockIdx.x;
+  const int64_t target = TargetOf(state, *state.step, token);
+  const float mask = state.mask[target];
+  const T* outputs = static_cast<const T*>(state.output) + token * state.width;
+  const T* targets = static_cast<const T*>(state.targets) + target * state.width;
+  __nv_bfloat16* differences = static_cast<__nv_bfloat16*>(state.difference) + token * state.width;
+  for (int64_t i = threadIdx.x * kPack; i < state.width; i += kTokenThreads * kPack) {
+    Values difference = Load(outputs + i);
+    const Values subtracted = Load(targets + i);
+    for (int k = 0; k < kPack; ++k) {
+      const float raw = difference.lane[k] - subtracted.lane[k];
+      difference.lane[k] = mask == 0.0f ? 0.0f : raw * mask;
+    }
+    Store(differences + i, difference);
+  }
+}
+
+// Likewise: gradient = w mask gradient_scale F'd, and the token's part of the loss.
+template <typename T>
+__global__ void __launch_bounds__(kTokenThreads) MetricGradientKernel(TuningState state) {
+  const int64_t token = blockIdx.x;
+  const int64_t target = TargetOf(state, *state.step, token);
+  const float weight = state.token_weights[target];
+  const float scale = weight * state.mask[target] * state.gradient_scale;
+  const auto* differences =
+      static_cast<const __nv_bfloat16*>(state.difference) + token * state.width;
+  const auto* products = static_cast<const __nv_bfloat16*>(state.product) + token * state.width;
+  T* gradients = static_cast<T*>(state.gradient) + token * state.width;
+  float sum = 0.0f;
+  for (int64_t i = threadIdx.x * kPack; i < state.width; i += kTokenThreads * kPack) {
+    const Values difference = Load(differences + i);
+    Values product = Load(products + i);
+    for (int k = 0; k < kPack; ++k) {
+      sum += difference.lane[k] * product.lane[k];
+      product.lane[k] *= scale;
+    }
+    Store(gradients + i, product);
+  }
+  sum = BlockSum(sum);
+  if (threadIdx.x == 0) {
+    state.token_sums[token] = weight * sum;
+  }
+}
+
 __global__ void __launch_bounds__(kFinishThreads) FinishLossKernel(TuningState state) {
-  __shared__ double scratch[kFinishThreads / kWarp];
-  __shared__ int scratch_count[kFinishThreads / kWarp];
   const int64_t step = *state.step;
   const int64_t tokens = state.batch * state.length;
   double sum = 0;
@@ -78,14 +102,17 @@ __global__ void __launch_bounds__(kFinishThreads) FinishLossKernel(TuningState s
     sum += state.token_sums[token];
     count += state.mask[TargetOf(state, step, token)] != 0.0f ? 1 : 0;
   }
-  sum = BlockSum(sum, scratch);
-  count = BlockSum(count, scratch_count);
+  sum = BlockSum(sum);
+  count = BlockSum(count);
   if (threadIdx.x != 0) {
     return;
   }
   const double divisor = static_cast<double>(count) * static_cast<double>(state.width);
   const float loss = count > 0 ? static_cast<float>(sum / divisor) : r::FloatOf(0x7FC00000u);
   state.loss_curve[step] = loss;
+  if (state.best_loss == nullptr) {
+    return;
+  }
   const bool improved = loss < *state.best_loss;  // never if it is not a number
   *state.improved = improved ? 1 : 0;
   if (improved) {
@@ -113,6 +140,24 @@ int LaunchTuningLoss(const TuningState& state, void* stream) {
   }
   FinishLossKernel<<<1, kFinishThreads, 0, cuda_stream>>>(state);
   return cudaGetLastError();
+}
+
+int LaunchTuningDifference(const TuningState& state, void* stream) {
+  if (state.width % kPack != 0) return cudaErrorInvalidValue;
+  return WithType(state.dtype, [&](auto type) {
+    DifferenceKernel<decltype(type)><<<static_cast<unsigned>(state.tokens()), kTokenThreads, 0,
+                                       static_cast<cudaStream_t>(stream)>>>(state);
+  });
+}
+
+int LaunchMetricLoss(const TuningState& state, void* stream) {
+  if (state.width % kPack != 0) return cudaErrorInvalidValue;
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  return WithType(state.dtype, [&](auto type) {
+    MetricGradientKernel<decltype(type)>
+        <<<static_cast<unsigned>(state.tokens()), kTokenThreads, 0, cuda_stream>>>(state);
+    FinishLossKernel<<<1, kFinishThreads, 0, cuda_stream>>>(state);
+  });
 }
 
 }  // namespace ptq

@@ -62,17 +62,24 @@ class CudaRoundingTest
   void SetUp() override { ASSERT_THAT(LoadCuda(), IsOk()); }
 };
 
+// Of a shape that `group_size` divides. 330 columns: groups of 33 do not start at vector
+// boundaries. Per tensor it is long enough to be cut into units.
+at::Tensor WeightFor(int64_t group_size, at::ScalarType dtype) {
+  at::manual_seed(5);
+  const int64_t columns = group_size > 0 && 330 % group_size != 0 ? 384 : 330;
+  const int64_t rows = group_size == QuantizationScheme::kPerTensor ? 240 : 40;
+  at::Tensor weight = at::randn({rows, columns}) * at::exp(at::randn({rows, 1}));
+  weight[3].zero_();
+  return weight.to(dtype);
+}
+
 TEST_P(CudaRoundingTest, GivesTheHostsBits) {
   const auto [bits, symmetric, group_size, dtype] = GetParam();
   QuantizationScheme scheme;
   scheme.bits = bits;
   scheme.symmetric = symmetric;
   scheme.group_size = group_size;
-  // 330 columns: groups of 33 do not start at vector boundaries.
-  at::manual_seed(5);
-  at::Tensor weight = at::randn({40, 330}) * at::exp(at::randn({40, 1}));
-  weight[3].zero_();
-  weight = weight.to(dtype);
+  const at::Tensor weight = WeightFor(group_size, dtype);
   RoundingParameters host(weight, at::kBFloat16, scheme);
   RoundingParameters device(weight.to(at::kCUDA), at::kBFloat16, scheme);
   const at::Tensor host_output = at::empty_like(weight);
@@ -82,11 +89,14 @@ TEST_P(CudaRoundingTest, GivesTheHostsBits) {
     host.FakeQuantize(host_output);
     device.FakeQuantize(device_output);
     ASSERT_TRUE(at::equal(device_output.cpu(), host_output)) << "step " << i;
-    const at::Tensor gradient = at::randn({40, 330}).to(dtype);
+    const at::Tensor gradient = at::randn(weight.sizes()).to(dtype);
     const DeviceRates host_rates(0.1F, 0.02F, i == 2, at::kCPU);
     const DeviceRates device_rates(0.1F, 0.02F, i == 2, at::kCUDA);
-    host.Step(gradient, host_rates.get());
-    device.Step(gradient.to(at::kCUDA), device_rates.get());
+    host.Step(gradient, host_rates.get(), host_output);
+    device.Step(gradient.to(at::kCUDA), device_rates.get(), device_output);
+    const at::Tensor stepped = device_output.clone();
+    device.FakeQuantize(device_output);
+    ASSERT_TRUE(at::equal(stepped, device_output)) << "what a step writes, step " << i;
     ASSERT_TRUE(at::equal(device.value().cpu(), host.value())) << "step " << i;
     // The factors' gradients are sums in another order: a sum near zero may change its sign.
     const at::Tensor differs =
@@ -104,7 +114,8 @@ TEST_P(CudaRoundingTest, GivesTheHostsBits) {
 INSTANTIATE_TEST_SUITE_P(
     Schemes, CudaRoundingTest,
     ::testing::Combine(::testing::Values(2, 3, 4, 8), ::testing::Bool(),
-                       ::testing::Values(int64_t{33}, int64_t{110}, int64_t{-1}, int64_t{0}),
+                       ::testing::Values(int64_t{16}, int64_t{32}, int64_t{33}, int64_t{64},
+                                         int64_t{110}, int64_t{128}, int64_t{-1}, int64_t{0}),
                        ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf)));
 
 class CudaLearnedScaleTest : public CudaRoundingTest {};
@@ -115,11 +126,8 @@ TEST_P(CudaLearnedScaleTest, GivesTheHostsBits) {
   scheme.bits = bits;
   scheme.symmetric = symmetric;
   scheme.group_size = group_size;
-  at::manual_seed(5);
-  at::Tensor weight = at::randn({40, 330}) * at::exp(at::randn({40, 1}));
-  weight[3].zero_();
-  weight = weight.to(dtype);
-  const QParams start = SearchScales(weight, at::ones({330}), scheme);
+  const at::Tensor weight = WeightFor(group_size, dtype);
+  const QParams start = SearchScales(weight, at::ones({weight.size(1)}), scheme);
   LearnedScaleParameters host(weight, at::kBFloat16, scheme, start);
   LearnedScaleParameters device(weight.to(at::kCUDA), at::kBFloat16, scheme,
                                 {start.scale.to(at::kCUDA), start.zero_point.to(at::kCUDA)});
@@ -129,11 +137,14 @@ TEST_P(CudaLearnedScaleTest, GivesTheHostsBits) {
     host.FakeQuantize(host_output);
     device.FakeQuantize(device_output);
     ASSERT_TRUE(at::equal(device_output.cpu(), host_output)) << "step " << i;
-    const at::Tensor gradient = at::randn({40, 330}).to(dtype);
+    const at::Tensor gradient = at::randn(weight.sizes()).to(dtype);
     DeviceRates host_rates(0.1F, 0.02F, false, at::kCPU);
     DeviceRates device_rates(0.1F, 0.02F, false, at::kCUDA);
-    host.Step(gradient, host_rates.get());
-    device.Step(gradient.to(at::kCUDA), device_rates.get());
+    host.Step(gradient, host_rates.get(), host_output);
+    device.Step(gradient.to(at::kCUDA), device_rates.get(), device_output);
+    const at::Tensor stepped = device_output.clone();
+    device.FakeQuantize(device_output);
+    ASSERT_TRUE(at::equal(stepped, device_output)) << "what a step writes, step " << i;
     ASSERT_TRUE(at::equal(device.position().cpu(), host.position())) << "step " << i;
     ASSERT_TRUE(at::equal(device.first_moment().cpu(), host.first_moment())) << "step " << i;
     // The factors' gradients are sums in another order.
@@ -148,7 +159,8 @@ TEST_P(CudaLearnedScaleTest, GivesTheHostsBits) {
 INSTANTIATE_TEST_SUITE_P(
     Schemes, CudaLearnedScaleTest,
     ::testing::Combine(::testing::Values(2, 4, 8), ::testing::Bool(),
-                       ::testing::Values(int64_t{33}, int64_t{110}, int64_t{-1}, int64_t{0}),
+                       ::testing::Values(int64_t{16}, int64_t{32}, int64_t{33}, int64_t{64},
+                                         int64_t{110}, int64_t{128}, int64_t{-1}, int64_t{0}),
                        ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf)));
 
 TEST_F(CudaTest, TunesABlockByTheLearnedScaleRecipeInEveryDtype) {

@@ -9,14 +9,12 @@
 
 #include <cmath>
 #include <limits>
-#include <string>
-#include <tuple>
 #include <vector>
 
 #include "algorithms/auto_round/schedule.h"
-#include "algorithms/rtn/full_range.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"
+#include "tests/algorithms/auto_round/scheme_cases.h"
 
 namespace ptq {
 namespace {
@@ -52,16 +50,8 @@ at::Tensor RandomWeight() {
   return weight.to(at::kBFloat16).to(at::kFloat);
 }
 
-class LearnedScaleTest : public ::testing::TestWithParam<std::tuple<int, bool, int64_t>> {
+class LearnedScaleTest : public testing::SchemeTest {
  protected:
-  QuantizationScheme scheme() const {
-    const auto [bits, symmetric, group_size] = GetParam();
-    QuantizationScheme scheme;
-    scheme.bits = bits;
-    scheme.symmetric = symmetric;
-    scheme.group_size = group_size;
-    return scheme;
-  }
   QParams Start(const at::Tensor& weight) const {
     return SearchScales(weight, at::rand({kColumns}), scheme());
   }
@@ -71,9 +61,7 @@ TEST_P(LearnedScaleTest, StartsAsRoundingToTheSearchedScales) {
   const at::Tensor weight = RandomWeight();
   const QParams start = Start(weight);
   LearnedScaleParameters parameters(weight, at::kBFloat16, scheme(), start);
-  const AffineQuantizedTensor expected =
-      MakeRecord(RoundToCodes(weight, start, scheme()), start.scale, start.zero_point,
-                 at::kBFloat16, scheme());
+  const AffineQuantizedTensor expected = QuantizeToScales(weight, start, at::kBFloat16, scheme());
   const AffineQuantizedTensor record = parameters.Record();
   EXPECT_TRUE(at::equal(record.int_data, expected.int_data));
   EXPECT_TRUE(at::equal(record.scale, expected.scale));
@@ -92,7 +80,7 @@ TEST_P(LearnedScaleTest, RecordIsTheForwardPass) {
     const at::Tensor output = at::empty_like(weight);
     parameters.FakeQuantize(output);
     EXPECT_TRUE(at::equal(output, Dequantize(parameters.Record()).to(at::kFloat)));
-    parameters.Step(at::randn_like(weight), rates.get());
+    parameters.Step(at::randn_like(weight), rates.get(), at::empty_like(weight));
   }
   const AffineQuantizedTensor record = parameters.Record();
   EXPECT_GE(record.int_data.min().item<int64_t>(), record.quant_min);
@@ -136,7 +124,7 @@ TEST_P(LearnedScaleTest, GradientsAreThoseOfAutograd) {
 
   parameters.FakeQuantize(at::empty_like(weight));
   const Rates rates(30);
-  parameters.Step(gradient, rates.get());
+  parameters.Step(gradient, rates.get(), at::empty_like(gradient));
   EXPECT_TRUE(at::equal(blocked(parameters.first_moment()) * 2, expected[0]));
   const at::Tensor t_gradient = spread(parameters.factor_first_moment()) * 2;
   const at::Tensor terms = (blocked(gradient).abs() * (s0 * (codes - z)).abs()).sum({1, 3}, true);
@@ -162,7 +150,7 @@ TEST_P(LearnedScaleTest, StepsAreAdams) {
     const at::Tensor before = parameters.first_moment().to(at::kDouble);
     parameters.FakeQuantize(output);
     const at::Tensor gradient = at::randn_like(weight);
-    parameters.Step(gradient, rates.get());
+    parameters.Step(gradient, rates.get(), at::empty_like(gradient));
     // The gradient that was used, from the moment it left (rounded to bfloat16).
     const at::Tensor g = (parameters.first_moment().to(at::kDouble) - 0.5 * before) * 2;
     m = 0.5 * m + 0.5 * g;
@@ -177,20 +165,12 @@ TEST_P(LearnedScaleTest, StepsAreAdams) {
   EXPECT_GT((parameters.position() - start).abs().max().item<double>(), 0.1);
 }
 
-std::string CaseName(const ::testing::TestParamInfo<std::tuple<int, bool, int64_t>>& info) {
-  const auto [bits, symmetric, group] = info.param;
-  return "W" + std::to_string(bits) + (symmetric ? "Sym" : "Asym") +
-         (group > 0    ? "Group" + std::to_string(group)
-          : group == 0 ? "Tensor"
-                       : "Channel");
-}
-
 INSTANTIATE_TEST_SUITE_P(Schemes, LearnedScaleTest,
                          ::testing::Combine(::testing::Values(2, 3, 4, 8), ::testing::Bool(),
                                             ::testing::Values(int64_t{32},
                                                               QuantizationScheme::kPerChannel,
                                                               QuantizationScheme::kPerTensor)),
-                         CaseName);
+                         testing::CaseName);
 
 // Dead neurons have gradients that are zero or all but zero; Adam would make full steps of the
 // latter.
@@ -211,7 +191,7 @@ TEST(LearnedScaleParameters, GradientsWithoutMeaningMoveNothing) {
     gradient.select(1, 7).fill_(std::numeric_limits<float>::infinity());
     gradient.select(1, 8).fill_(std::numeric_limits<float>::quiet_NaN());
     gradient.narrow(1, 32, 32).zero_();  // a whole group
-    parameters.Step(gradient, rates.get());
+    parameters.Step(gradient, rates.get(), at::empty_like(gradient));
   }
   const at::Tensor moved = parameters.position() - start;
   EXPECT_TRUE(parameters.position().isfinite().all().item<bool>());
@@ -236,7 +216,7 @@ TEST(LearnedScaleParameters, ThreadsDoNotChangeBits) {
     const at::Tensor output = at::empty_like(weight);
     for (rates.step = 0; rates.step < 3; ++rates.step) {
       parameters.FakeQuantize(output);
-      parameters.Step(gradient, rates.get());
+      parameters.Step(gradient, rates.get(), at::empty_like(gradient));
     }
     results.push_back(
         at::cat({output.view({-1}), parameters.position().view({-1}), parameters.factor()}));

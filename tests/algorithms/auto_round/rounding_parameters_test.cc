@@ -8,12 +8,12 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <ostream>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "algorithms/affine/affine_primitives.h"
 #include "algorithms/rtn/rtn.h"
+#include "tests/algorithms/auto_round/scheme_cases.h"
 #include "tests/algorithms/auto_round/straight_through.h"
 
 namespace ptq {
@@ -42,16 +42,8 @@ at::Tensor RandomWeight(at::ScalarType stored = at::kBFloat16) {
   return weight.to(stored).to(at::kFloat);
 }
 
-class RoundingParametersTest : public ::testing::TestWithParam<std::tuple<int, bool, int64_t>> {
+class RoundingParametersTest : public testing::SchemeTest {
  protected:
-  QuantizationScheme scheme() const {
-    const auto [bits, symmetric, group_size] = GetParam();
-    QuantizationScheme scheme;
-    scheme.bits = bits;
-    scheme.symmetric = symmetric;
-    scheme.group_size = group_size;
-    return scheme;
-  }
   // Parameters somewhere on their way, away from the bounds of alpha and beta.
   void Perturb(const RoundingParameters& parameters) const {
     parameters.value().uniform_(-0.6, 0.6);
@@ -108,7 +100,7 @@ TEST_P(RoundingParametersTest, StepsAgainstTheSignsOfAutograd) {
   const at::Tensor beta_before = parameters.beta().clone();
   parameters.FakeQuantize(at::empty_like(weight));
   const Rates rates;
-  parameters.Step(gradient, rates.get());
+  parameters.Step(gradient, rates.get(), at::empty_like(gradient));
 
   const at::Tensor value_sign =
       ((value_before - parameters.value()) / kRate).round().view({-1, group});
@@ -145,11 +137,11 @@ TEST_P(RoundingParametersTest, KeepsTheCodesOfTheForwardPassBeforeTheStep) {
   rates.value = {0.5F, 0.5F};
   rates.range = {0.25F, 0.25F};
   rates.improved = 1;
-  parameters.Step(at::randn_like(weight), rates.get());
+  parameters.Step(at::randn_like(weight), rates.get(), at::empty_like(weight));
   const at::Tensor later = at::empty_like(weight);
   parameters.FakeQuantize(later);
   rates.improved = 0;
-  parameters.Step(at::randn_like(weight), rates.get());
+  parameters.Step(at::randn_like(weight), rates.get(), at::empty_like(weight));
 
   const AffineQuantizedTensor record = parameters.Record();
   EXPECT_TRUE(at::equal(Dequantize(record).to(at::kFloat), best));
@@ -160,20 +152,12 @@ TEST_P(RoundingParametersTest, KeepsTheCodesOfTheForwardPassBeforeTheStep) {
   EXPECT_LE(record.int_data.max().item<int64_t>(), record.quant_max);
 }
 
-std::string CaseName(const ::testing::TestParamInfo<std::tuple<int, bool, int64_t>>& info) {
-  const auto [bits, symmetric, group] = info.param;
-  return "W" + std::to_string(bits) + (symmetric ? "Sym" : "Asym") +
-         (group > 0    ? "Group" + std::to_string(group)
-          : group == 0 ? "Tensor"
-                       : "Channel");
-}
-
 INSTANTIATE_TEST_SUITE_P(Schemes, RoundingParametersTest,
                          ::testing::Combine(::testing::Range(2, 9), ::testing::Bool(),
                                             ::testing::Values(int64_t{32},
                                                               QuantizationScheme::kPerChannel,
                                                               QuantizationScheme::kPerTensor)),
-                         CaseName);
+                         testing::CaseName);
 
 TEST(RoundingParameters, TiedSidesBothStep) {
   const at::Tensor weight = at::full({1, 4}, 0.5F);
@@ -185,7 +169,8 @@ TEST(RoundingParameters, TiedSidesBothStep) {
   Rates rates;
   // The tie's scale is negative: 0.5 is -8 s, and -0.5 is clamped to 7 s, which grows with a
   // smaller range.
-  parameters.Step(at::tensor({0.0F, -1.0F, 0.0F, 0.0F}).view({1, 4}), rates.get());
+  parameters.Step(at::tensor({0.0F, -1.0F, 0.0F, 0.0F}).view({1, 4}), rates.get(),
+                  at::empty_like(weight));
   EXPECT_FLOAT_EQ(parameters.alpha().item<float>(), 1.0F - kRate);
   EXPECT_FLOAT_EQ(parameters.beta().item<float>(), 1.0F - kRate);
 }
@@ -203,7 +188,7 @@ TEST(RoundingParameters, FactorsStayBetweenZeroAndOne) {
     for (int i = 0; i < 6; ++i) {
       parameters.FakeQuantize(output);
       EXPECT_TRUE(output.isfinite().all().item<bool>());
-      parameters.Step(at::randn_like(weight), rates.get());
+      parameters.Step(at::randn_like(weight), rates.get(), at::empty_like(weight));
       for (const at::Tensor& factor : {parameters.alpha(), parameters.beta()}) {
         EXPECT_GE(factor.min().item<float>(), 0.0F);
         EXPECT_LE(factor.max().item<float>(), 1.0F);
@@ -227,7 +212,7 @@ TEST(RoundingParameters, ThreadsDoNotChangeBits) {
     const at::Tensor output = at::empty_like(weight);
     for (int i = 0; i < 3; ++i) {
       parameters.FakeQuantize(output);
-      parameters.Step(gradient, rates.get());
+      parameters.Step(gradient, rates.get(), at::empty_like(gradient));
     }
     results.push_back(at::cat(
         {output.view({-1}), parameters.value().view({-1}), parameters.alpha(), parameters.beta()}));
@@ -255,8 +240,8 @@ TEST(RoundingParameters, HalfPrecisionStorageGivesTheSameValues) {
       wide.FakeQuantize(wide_output);
       narrow.FakeQuantize(narrow_output);
       EXPECT_TRUE(at::equal(narrow_output.to(at::kFloat), wide_output)) << dtype;
-      wide.Step(gradient, rates.get());
-      narrow.Step(gradient.to(dtype), rates.get());
+      wide.Step(gradient, rates.get(), at::empty_like(gradient));
+      narrow.Step(gradient.to(dtype), rates.get(), at::empty_like(gradient.to(dtype)));
     }
     EXPECT_TRUE(at::equal(wide.value(), narrow.value()));
     EXPECT_TRUE(at::equal(wide.Record().int_data, narrow.Record().int_data));

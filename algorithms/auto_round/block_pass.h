@@ -1,0 +1,45 @@
+// One batch through a block whose weights are being tuned, and the gradients of those weights.
+#ifndef PTQ_ALGORITHMS_AUTO_ROUND_BLOCK_PASS_H_
+#define PTQ_ALGORITHMS_AUTO_ROUND_BLOCK_PASS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace ptq {
+
+// Tuned linears that see one and the same input (q, k, v; gate, up) are one product, their weights
+// row below row in one tensor.
+struct SharedLinear {
+  std::vector<size_t> members;  // linear indices
+  std::vector<int64_t> rows;    // out_features of each
+  at::Tensor weight;            // [sum of rows, K]: what the parameters decode to
+  at::Tensor bias;              // [sum of rows], or undefined
+
+  // The rows of a member in `tensor`, which has `weight`'s.
+  at::Tensor RowsOf(size_t position, const at::Tensor& tensor) const {
+    int64_t begin = 0;
+    for (size_t i = 0; i < position; ++i) begin += rows[i];
+    return tensor.narrow(0, begin, rows[position]);
+  }
+};
+
+// Reads the weights of SharedLinears that its maker was given, as they are at each call. Methods
+// throw c10::Error and only queue work on CUDA.
+class BlockPass {
+ public:
+  virtual ~BlockPass() = default;
+  // hidden [B, T, D] -> the block's output, [B, T, D] contiguous. Keeps what Backward needs.
+  virtual at::Tensor Forward(const at::Tensor& hidden) = 0;
+  // From dL / d output of the last Forward: calls sink(i, dL / d weight of SharedLinear i)
+  // (contiguous) once for each that this batch used; the sink may change that weight. Only once for
+  // a Forward.
+  using GradientSink = std::function<void(size_t, const at::Tensor&)>;
+  virtual void Backward(const at::Tensor& output_gradient, const GradientSink& sink) = 0;
+};
+
+}  // namespace ptq
+
+#endif  // PTQ_ALGORITHMS_AUTO_ROUND_BLOCK_PASS_H_

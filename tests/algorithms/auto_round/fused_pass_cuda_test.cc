@@ -1,0 +1,148 @@
+// The fused pass through a block against autograd in float32. Needs an NVIDIA GPU: label gpu.
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <gmock/gmock.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "algorithms/auto_round/autograd_pass.h"
+#include "algorithms/auto_round/fused_pass.h"
+#include "algorithms/cuda/cuda_runtime.h"
+#include "models/decoder_model.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/tiny_llama.h"
+
+namespace ptq {
+namespace {
+
+using ::ptq::testing::IsOk;
+
+ModelConfig Config(int64_t heads, int64_t key_heads, int64_t head_dim, bool bias) {
+  ModelConfig config = testing::TinyLlamaConfig();
+  config.hidden_size = 192;
+  config.intermediate_size = 272;
+  config.num_attention_heads = heads;
+  config.num_key_value_heads = key_heads;
+  config.head_dim = head_dim;
+  config.attention_bias = bias;
+  config.mlp_bias = bias;
+  return config;
+}
+
+// A block on the device in `dtype`, with its linears shared as a Llama's are.
+struct Subject {
+  Subject(const ModelConfig& config, at::ScalarType dtype)
+      : checkpoint(testing::RandomCheckpoint(config, 4)) {
+    // Weights of a size that keeps activations near 1.
+    for (auto& [name, tensor] : checkpoint.tensors) {
+      if (tensor.dim() == 2) tensor.mul_(0.3);
+      tensor = tensor.to(at::kBFloat16).to(at::kFloat);
+    }
+    model = DecoderModel::Create(config, checkpoint, {.device = at::kCUDA, .dtype = dtype}).value();
+    block = model->LoadBlock(1).value();
+    rotary = model->MakeRotaryTable(24);
+    const GatedBlockParts parts = *block->gated_parts();
+    for (const std::vector<size_t>& members :
+         {std::vector<size_t>{parts.query, parts.key, parts.value},
+          {parts.output},
+          {parts.gate, parts.up},
+          {parts.down}}) {
+      SharedLinear& linear = shared.emplace_back();
+      std::vector<at::Tensor> weights;
+      std::vector<at::Tensor> biases;
+      for (const size_t member : members) {
+        const Linear& own = block->linears()[member];
+        weights.push_back(own.weight);
+        if (own.bias.defined()) biases.push_back(own.bias);
+        linear.members.push_back(member);
+        linear.rows.push_back(own.weight.size(0));
+      }
+      linear.weight = at::cat(weights);
+      if (!biases.empty()) linear.bias = at::cat(biases);
+    }
+  }
+
+  testing::InMemoryCheckpoint checkpoint;
+  std::unique_ptr<DecoderModel> model;
+  std::unique_ptr<DecoderBlock> block;
+  RotaryTable rotary;
+  std::vector<SharedLinear> shared;
+  std::vector<at::Tensor> no_fixed_weights = std::vector<at::Tensor>(7);
+};
+
+struct Outcome {
+  at::Tensor output;
+  std::vector<at::Tensor> gradients;
+};
+
+Outcome RunPass(BlockPass& pass, const at::Tensor& hidden, const at::Tensor& output_gradient,
+            size_t count) {
+  const at::NoGradGuard no_grad;
+  Outcome outcome;
+  outcome.output = pass.Forward(hidden).to(at::kFloat);
+  outcome.gradients.resize(count);
+  pass.Backward(output_gradient, [&](size_t index, const at::Tensor& gradient) {
+    EXPECT_FALSE(outcome.gradients[index].defined()) << "a gradient came twice";
+    outcome.gradients[index] = gradient.to(at::kFloat).clone();
+  });
+  return outcome;
+}
+
+double RelativeError(const at::Tensor& actual, const at::Tensor& expected) {
+  return ((actual - expected).norm() / expected.norm()).item<double>();
+}
+
+class FusedPassTest : public ::testing::TestWithParam<
+                          std::tuple<std::tuple<int64_t, int64_t, int64_t>, bool, at::ScalarType>> {
+ protected:
+  void SetUp() override { ASSERT_THAT(LoadCuda(), IsOk()); }
+};
+
+TEST_P(FusedPassTest, AgreesWithAutogradInFloat32) {
+  const auto [shape, bias, dtype] = GetParam();
+  const auto [heads, key_heads, head_dim] = shape;
+  const ModelConfig config = Config(heads, key_heads, head_dim, bias);
+  Subject exact(config, at::kFloat);
+  Subject narrow(config, dtype);
+  Subject fused(config, dtype);
+  at::manual_seed(9);
+  const at::Tensor hidden = at::randn({3, 24, 192}).to(at::kBFloat16).to(at::kFloat).cuda();
+  const at::Tensor gradient = at::randn({3, 24, 192}).to(at::kBFloat16).to(at::kFloat).cuda();
+
+  EXPECT_EQ(FusedPass::Create(*exact.block, exact.rotary, exact.shared), nullptr)
+      << "float32 has no flash attention";
+  AutogradPass reference(*exact.block, exact.rotary, exact.no_fixed_weights, exact.shared);
+  const Outcome expected = RunPass(reference, hidden, gradient, 4);
+  AutogradPass rounded(*narrow.block, narrow.rotary, narrow.no_fixed_weights, narrow.shared);
+  const Outcome eager = RunPass(rounded, hidden.to(dtype), gradient.to(dtype), 4);
+  const auto pass = FusedPass::Create(*fused.block, fused.rotary, fused.shared);
+  ASSERT_NE(pass, nullptr);
+  const Outcome actual = RunPass(*pass, hidden.to(dtype), gradient.to(dtype), 4);
+
+  const double least = dtype == at::kHalf ? 1e-3 : 6e-3;
+  EXPECT_LT(RelativeError(actual.output, expected.output),
+            std::max(least, 1.2 * RelativeError(eager.output, expected.output)));
+  for (size_t i = 0; i < 4; ++i) {
+    ASSERT_TRUE(actual.gradients[i].defined()) << i;
+    EXPECT_LT(RelativeError(actual.gradients[i], expected.gradients[i]),
+              std::max(least, 1.2 * RelativeError(eager.gradients[i], expected.gradients[i])))
+        << "SharedLinear " << i;
+  }
+  // The same bits in a second run.
+  const Outcome again = RunPass(*pass, hidden.to(dtype), gradient.to(dtype), 4);
+  EXPECT_TRUE(again.output.equal(actual.output));
+  for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(again.gradients[i].equal(actual.gradients[i])) << i;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Blocks, FusedPassTest,
+    ::testing::Combine(::testing::Values(std::tuple<int64_t, int64_t, int64_t>{4, 4, 16},
+                                         std::tuple<int64_t, int64_t, int64_t>{6, 2, 32},
+                                         std::tuple<int64_t, int64_t, int64_t>{4, 1, 64},
+                                         std::tuple<int64_t, int64_t, int64_t>{2, 2, 128}),
+                       ::testing::Bool(), ::testing::Values(at::kBFloat16, at::kHalf)));
+
+}  // namespace
+}  // namespace ptq
