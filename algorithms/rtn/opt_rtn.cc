@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "algorithms/layer_check.h"
-#include "algorithms/rtn/full_range.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"
 #include "common/status_macros.h"
@@ -38,8 +37,7 @@ absl::StatusOr<AffineQuantizedTensor> QuantizeOptRtn(const at::Tensor& weight,
                                                      const QuantizationScheme& scheme,
                                                      const CancellationToken& cancel) {
   PTQ_ASSIGN_OR_RETURN(const QParams qparams, SearchScales(weight, importance, scheme, cancel));
-  return MakeRecord(RoundToCodes(weight, qparams, scheme), qparams.scale, qparams.zero_point,
-                    stored_dtype, scheme);
+  return QuantizeToScales(weight, qparams, stored_dtype, scheme);
 }
 
 absl::StatusOr<QuantizedBlock> OptRtnBlockQuantizer::QuantizeBlock(

@@ -46,9 +46,7 @@ AffineQuantizedTensor QuantizeRtn(const at::Tensor& weight, at::ScalarType store
   if (scheme.scale_rule == ScaleRule::kTorchao) {
     return QuantizeTorchao(weight, stored_dtype, scheme);
   }
-  const QParams qparams = ChooseFullRangeQParams(weight, scheme);
-  return MakeRecord(RoundToCodes(weight, qparams, scheme), qparams.scale, qparams.zero_point,
-                    stored_dtype, scheme);
+  return QuantizeToScales(weight, ChooseFullRangeQParams(weight, scheme), stored_dtype, scheme);
 }
 
 AffineQuantizedTensor MakeRecord(const at::Tensor& codes, const at::Tensor& scale,
@@ -74,6 +72,13 @@ AffineQuantizedTensor MakeRecord(const at::Tensor& codes, const at::Tensor& scal
   record.bits = scheme.bits;
   record.original_dtype = stored_dtype;
   return record;
+}
+
+AffineQuantizedTensor QuantizeToScales(const at::Tensor& weight, const QParams& qparams,
+                                       at::ScalarType stored_dtype,
+                                       const QuantizationScheme& scheme) {
+  return MakeRecord(RoundToCodes(weight, qparams, scheme), qparams.scale, qparams.zero_point,
+                    stored_dtype, scheme);
 }
 
 absl::StatusOr<QuantizedBlock> RtnBlockQuantizer::QuantizeBlock(

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "algorithms/affine/affine_primitives.h"
 #include "algorithms/affine/affine_quantized_tensor.h"
 #include "algorithms/block_quantizer.h"
 #include "common/quantization_scheme.h"
@@ -23,6 +24,11 @@ AffineQuantizedTensor QuantizeRtn(const at::Tensor& weight, at::ScalarType store
 AffineQuantizedTensor MakeRecord(const at::Tensor& codes, const at::Tensor& scale,
                                  const at::Tensor& zero_point, at::ScalarType stored_dtype,
                                  const QuantizationScheme& scheme);
+
+// Rounds `weight` to scales chosen elsewhere (RoundToCodes).
+AffineQuantizedTensor QuantizeToScales(const at::Tensor& weight, const QParams& qparams,
+                                       at::ScalarType stored_dtype,
+                                       const QuantizationScheme& scheme);
 
 // rtn for each layer; needs no calibration data.
 class RtnBlockQuantizer final : public BlockQuantizer {
