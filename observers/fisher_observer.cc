@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "common/seed.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
 #include "observers/hidden_store.h"
@@ -29,13 +30,6 @@ void Mix(at::Tensor& x) {
   shift_xor(13);
   x.mul_(static_cast<int32_t>(0xc2b2ae35));
   shift_xor(16);
-}
-
-uint64_t SplitMix64(uint64_t x) {
-  x += 0x9e3779b97f4a7c15;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-  return x ^ (x >> 31);
 }
 
 // dCE / d hidden of `hidden` [n, D], the last block's outputs, in its dtype.
@@ -73,8 +67,8 @@ at::Tensor SampleLabels(const at::Tensor& logits, uint64_t seed, int64_t first_r
   const int64_t rows = logits.size(0);
   at::Tensor row_keys = at::empty({rows, 1}, at::kInt);
   for (int64_t row = 0; row < rows; ++row) {
-    row_keys.mutable_data_ptr<int32_t>()[row] = static_cast<int32_t>(
-        SplitMix64(SplitMix64(seed) + static_cast<uint64_t>(first_row + row)) >> 32);
+    row_keys.mutable_data_ptr<int32_t>()[row] =
+        static_cast<int32_t>(MixSeed(seed, first_row + row) >> 32);
   }
   at::Tensor columns =
       at::arange(logits.size(1), logits.options().dtype(at::kInt)).mul_(int32_t{0x3c6ef372});

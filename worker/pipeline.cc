@@ -17,6 +17,7 @@
 #include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
 #include "common/file.h"
+#include "common/seed.h"
 #include "common/sha256.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
@@ -61,14 +62,6 @@ constexpr int64_t kFisherDeviceShare = 4;  // a quarter of a GPU's memory
 // tuning learned the calibration text.
 constexpr double kOverfitRatio = 1.1;
 
-// SplitMix64 (Steele et al. 2014): neighbouring blocks of neighbouring seeds get unrelated streams.
-uint64_t SplitMix64(uint64_t x) {
-  x += 0x9e3779b97f4a7c15;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-  return x ^ (x >> 31);
-}
-
 // The learned-scale recipe, in any of its lengths.
 bool LearnsScales(const JobSpec& spec) {
   return spec.algorithm == Algorithm::kAutoRound && spec.recipe != TuningRecipe::kPaper;
@@ -88,10 +81,6 @@ int64_t FisherWindows(const JobSpec& spec, int64_t width) {
 
 int64_t MicroBatch(const JobSpec& spec, int64_t tokens = kForwardTokens) {
   return std::clamp<int64_t>(tokens / spec.sequence_length, 1, spec.samples);
-}
-
-uint64_t BlockSeed(uint64_t job_seed, int64_t block) {
-  return SplitMix64(SplitMix64(job_seed) + static_cast<uint64_t>(block));
 }
 
 std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
@@ -251,7 +240,7 @@ absl::Status Pipeline::ObserveFisher() {
   FisherObserver observer(
       *model,
       {.micro_batch = MicroBatch(spec, host ? kFisherHostTokens : kForwardTokens),
-       .seed = BlockSeed(spec.seed, -1),
+       .seed = MixSeed(spec.seed, -1),
        .device_bytes = host ? kFisherHostBytes : CudaDeviceMemoryBytes() / kFisherDeviceShare,
        .scratch_folder = fisher_->folder()});
   absl::Status status = observer.Observe(
@@ -393,7 +382,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
       QuantizedBlock quantized,
       quantizer_->QuantizeBlock({.observed = observed,
                                  .schemes = schemes,
-                                 .seed = BlockSeed(plan_.spec.seed, index),
+                                 .seed = MixSeed(plan_.spec.seed, index),
                                  .cancel = cancel_,
                                  .progress = [this](double fraction, std::optional<double>) {
                                    events_.Phase("quantize", fraction);
