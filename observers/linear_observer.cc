@@ -3,7 +3,6 @@
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -16,7 +15,7 @@ namespace {
 // which saves up to 44 % of the products. Narrower panels would make slow products.
 constexpr int64_t kMinPanel = 256;
 constexpr int64_t kMaxPanels = 8;
-// Bounds the float32 copy of half-precision inputs.
+// Bounds what is in memory beside the inputs: a float32 copy of half-precision ones, and squares.
 constexpr int64_t kMaxSliceElements = int64_t{1} << 24;
 
 int64_t PanelWidth(int64_t size) {
@@ -52,19 +51,13 @@ void MirrorUpperTriangle(at::Tensor& hessian) {
   }
 }
 
-// tr(matrix · H · matrixᵀ) / (n N), matrix [N, K] float32.
-double MeanQuadraticForm(const LinearStatistics& statistics, const at::Tensor& matrix) {
-  at::NoTF32Guard no_tf32;
-  const double trace =
-      (at::mm(matrix, statistics.hessian) * matrix).sum(at::kDouble).item<double>();
-  const double count = static_cast<double>(statistics.tokens) * static_cast<double>(matrix.size(0));
-  return std::max(0.0, trace / count);
-}
-
 }  // namespace
 
-LinearObserver::LinearObserver(const DecoderBlock& block)
-    : block_(block), statistics_(block.linears().size()), leaders_(block.linears().size(), -1) {}
+LinearObserver::LinearObserver(const DecoderBlock& block, bool hessians)
+    : block_(block),
+      hessians_(hessians),
+      statistics_(block.linears().size()),
+      leaders_(block.linears().size(), -1) {}
 
 LinearFunction LinearObserver::Observe() {
   return [this](size_t index, const at::Tensor& input) {
@@ -85,19 +78,18 @@ void LinearObserver::Record(size_t index, const at::Tensor& input) {
   const int64_t size = rows.size(1);
   LinearStatistics& statistics = statistics_[index];
   statistics.tokens += rows.size(0);
-  if (leader != self) {
-    statistics.hessian = statistics_[leader].hessian;
-    return;
+  if (leader != self) return;
+  if (!statistics.importance.defined()) {
+    const at::TensorOptions options = rows.options().dtype(at::kFloat);
+    statistics.importance = at::zeros({size}, options);
+    if (hessians_) statistics.hessian = at::zeros({size, size}, options);
   }
-  if (!statistics.hessian.defined()) {
-    statistics.hessian = at::zeros({size, size}, rows.options().dtype(at::kFloat));
-  }
-  const int64_t slice = rows.scalar_type() == at::kFloat
-                            ? rows.size(0)
-                            : std::max<int64_t>(1, kMaxSliceElements / size);
+  const int64_t slice = std::max<int64_t>(1, kMaxSliceElements / size);
   for (int64_t begin = 0; begin < rows.size(0); begin += slice) {
     const int64_t count = std::min(slice, rows.size(0) - begin);
-    AddProducts(rows.narrow(0, begin, count).to(at::kFloat), statistics.hessian);
+    const at::Tensor wide = rows.narrow(0, begin, count).to(at::kFloat);
+    statistics.importance.add_(wide.square().sum(0));
+    if (hessians_) AddProducts(wide, statistics.hessian);
   }
   last_input_ = input;
   last_leader_ = self;
@@ -108,27 +100,17 @@ std::vector<LinearStatistics> LinearObserver::Finish() {
   for (size_t index = 0; index < statistics_.size(); ++index) {
     LinearStatistics& statistics = statistics_[index];
     if (leaders_[index] == static_cast<int64_t>(index)) {
-      MirrorUpperTriangle(statistics.hessian);
-      statistics.importance = statistics.hessian.diagonal().clone();
+      if (hessians_) MirrorUpperTriangle(statistics.hessian);
     } else if (leaders_[index] >= 0) {
-      statistics.importance = statistics_[leaders_[index]].importance;  // a leader comes first
+      const LinearStatistics& leader = statistics_[leaders_[index]];
+      statistics.hessian = leader.hessian;
+      statistics.importance = leader.importance;
     }
   }
   last_input_ = at::Tensor();
   last_leader_ = -1;
   std::fill(leaders_.begin(), leaders_.end(), -1);
   return std::exchange(statistics_, std::vector<LinearStatistics>(leaders_.size()));
-}
-
-double OutputMse(const LinearStatistics& statistics, const at::Tensor& weight,
-                 const at::Tensor& quantized) {
-  at::NoGradGuard no_grad;
-  return MeanQuadraticForm(statistics, weight.to(at::kFloat) - quantized.to(at::kFloat));
-}
-
-double OutputMeanSquare(const LinearStatistics& statistics, const at::Tensor& weight) {
-  at::NoGradGuard no_grad;
-  return MeanQuadraticForm(statistics, weight.to(at::kFloat));
 }
 
 }  // namespace ptq

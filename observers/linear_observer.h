@@ -1,5 +1,5 @@
-// Statistics of the inputs of each linear layer of a block: Hessians (GPTQ, output errors) and
-// importance (opt-RTN).
+// Statistics of the inputs of each linear layer of a block: importance (scale searches) and
+// Hessians (GPTQ).
 #ifndef PTQ_OBSERVERS_LINEAR_OBSERVER_H_
 #define PTQ_OBSERVERS_LINEAR_OBSERVER_H_
 
@@ -12,10 +12,11 @@
 
 namespace ptq {
 
-// Of one linear layer, X [n, K] being its inputs over all tokens seen.
+// Of one linear layer, X [n, K] being its inputs over all tokens seen. Layers that share an input
+// share the tensors.
 struct LinearStatistics {
-  at::Tensor hessian;     // XᵀX, [K, K] float32; layers that share an input share the tensor
-  at::Tensor importance;  // its diagonal: per-column sums of squares, [K] float32
+  at::Tensor hessian;     // XᵀX, [K, K] float32; undefined unless asked for
+  at::Tensor importance;  // per-column sums of squares, [K] float32
   int64_t tokens = 0;     // n
 };
 
@@ -23,7 +24,8 @@ struct LinearStatistics {
 // once. Not thread-safe.
 class LinearObserver {
  public:
-  explicit LinearObserver(const DecoderBlock& block);
+  // Hessians take n K² products a layer, importance n K: only GPTQ wants the former.
+  explicit LinearObserver(const DecoderBlock& block, bool hessians = false);
 
   // A LinearFunction that records the input and applies the block's own weight. Valid as long as
   // the observer and the block.
@@ -37,21 +39,14 @@ class LinearObserver {
 
  private:
   const DecoderBlock& block_;
+  const bool hessians_;
   std::vector<LinearStatistics> statistics_;
-  // Linear i is summed in the Hessian of linear leaders_[i] (itself, or the first one that saw the
-  // same tensor); -1: it saw nothing yet.
+  // Linear i is summed in the statistics of linear leaders_[i] (itself, or the first one that saw
+  // the same tensor); -1: it saw nothing yet.
   std::vector<int64_t> leaders_;
   at::Tensor last_input_;     // the tensor that the previous linear saw (held, so that its address
   int64_t last_leader_ = -1;  // isn't reused), and where it was summed
 };
-
-// mean((X W - X Ŵ)²) over tokens and outputs, from the Hessian: tr(ΔW H ΔWᵀ) / (n N). weight and
-// quantized [N, K], on the Hessian's device; statistics.tokens > 0. Products in float32, the sum in
-// float64.
-double OutputMse(const LinearStatistics& statistics, const at::Tensor& weight,
-                 const at::Tensor& quantized);
-// mean((X W)²), the denominator of relative_error.
-double OutputMeanSquare(const LinearStatistics& statistics, const at::Tensor& weight);
 
 }  // namespace ptq
 

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -18,9 +19,10 @@ namespace {
 
 // Runs the block over the samples for its statistics alone.
 std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at::Tensor& inputs,
-                                             const RotaryTable& rotary, int64_t micro_batch) {
+                                             const RotaryTable& rotary, int64_t micro_batch,
+                                             bool hessians) {
   at::NoGradGuard no_grad;
-  LinearObserver observer(block);
+  LinearObserver observer(block, hessians);
   const LinearFunction observe = observer.Observe();
   const size_t last = block.linears().size() - 1;
   const LinearFunction apply = [&](size_t index, const at::Tensor& input) {
@@ -55,52 +57,49 @@ at::Tensor RunAll(const DecoderBlock& block, const at::Tensor& inputs, const Rot
   return outputs;
 }
 
-// Rows without a token that counts have no error.
-double MeanRelativeError(const at::Tensor& outputs, const at::Tensor& targets,
-                         const at::Tensor& mask) {
-  double sum = 0;
-  double count = 0;
+// Sum over tokens that count of |y - y*|² / |y*|², and their number: [2] float64 on the device.
+at::Tensor RelativeErrors(const at::Tensor& outputs, const at::Tensor& targets,
+                          const at::Tensor& mask) {
+  at::Tensor sums = at::zeros({2}, outputs.options().dtype(at::kDouble));
   for (int64_t sample = 0; sample < outputs.size(0); ++sample) {  // one in float32 at a time
     const at::Tensor target = targets.select(0, sample).to(at::kFloat);
     const at::Tensor error = (outputs.select(0, sample).to(at::kFloat) - target).square().sum(-1) /
                              target.square().sum(-1).clamp_min(1e-30);
     const at::Tensor counts = mask.select(0, sample).ne(0);
-    sum += at::where(counts, error, at::zeros_like(error)).sum(at::kDouble).item<double>();
-    count += counts.sum().item<double>();
+    sums.select(0, 0).add_(at::where(counts, error, at::zeros_like(error)).sum(at::kDouble));
+    sums.select(0, 1).add_(counts.sum());
   }
-  return count > 0 ? sum / count : 0;
+  return sums;
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
-    const DecoderModel& model, const at::Tensor& ids, int64_t micro_batch, int64_t held_out) {
-  if (micro_batch < 1) {
+    const DecoderModel& model, const at::Tensor& ids, const BlockInputOptions& options) {
+  if (options.micro_batch < 1) {
     return absl::InvalidArgumentError(
-        absl::StrFormat("a micro-batch of %d samples: it must be at least 1", micro_batch));
+        absl::StrFormat("a micro-batch of %d samples: it must be at least 1", options.micro_batch));
   }
   PTQ_ASSIGN_OR_RETURN(const at::Tensor hidden, model.Embed(ids));
-  if (held_out < 0 || held_out >= ids.size(0)) {
+  if (options.held_out < 0 || options.held_out >= ids.size(0)) {
     return absl::InvalidArgumentError(
-        absl::StrFormat("%d of %d samples cannot be held out", held_out, ids.size(0)));
+        absl::StrFormat("%d of %d samples cannot be held out", options.held_out, ids.size(0)));
   }
   return CatchTorchErrors(
       "block inputs", [&]() -> absl::StatusOr<std::unique_ptr<BlockInputObserver>> {
-        std::unique_ptr<BlockInputObserver> observer(new BlockInputObserver);
+        std::unique_ptr<BlockInputObserver> observer(new BlockInputObserver(options));
         observer->full_precision_ = hidden;
         observer->quantized_ = hidden;
-        observer->held_out_ = held_out;
         observer->inputs_.token_mask =
-            LastPositionMask(ids.size(0) - held_out, ids.size(1), hidden.device());
+            LastPositionMask(ids.size(0) - options.held_out, ids.size(1), hidden.device());
         observer->rotary_ = model.MakeRotaryTable(ids.size(1));
-        observer->micro_batch_ = micro_batch;
         observer->ShowInputs();
         return observer;
       });
 }
 
 void BlockInputObserver::ShowInputs() {
-  const int64_t samples = full_precision_.size(0) - held_out_;
+  const int64_t samples = full_precision_.size(0) - options_.held_out;
   inputs_.full_precision = full_precision_.narrow(0, 0, samples);
   inputs_.quantized = ChainsAreEqual() ? inputs_.full_precision : quantized_.narrow(0, 0, samples);
 }
@@ -111,17 +110,19 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
     observed.block = &block;
     observed.rotary = &rotary_;
     observed.inputs = &inputs_;
-    observed.micro_batch = micro_batch_;
-    if (ChainsAreEqual()) {
-      LinearObserver observer(block);
-      outputs_ =
-          RunAll(block, full_precision_, rotary_, micro_batch_, held_out_, observer.Observe());
+    observed.micro_batch = options_.micro_batch;
+    const bool hessians = options_.statistics == InputStatistics::kHessian;
+    LinearObserver observer(block, hessians);
+    const bool at_once = options_.statistics != InputStatistics::kNone && ChainsAreEqual();
+    outputs_ = RunAll(block, full_precision_, rotary_, options_.micro_batch, options_.held_out,
+                      at_once ? observer.Observe() : LinearFunction());
+    if (at_once) {
       observed.statistics = observer.Finish();
-    } else {
-      outputs_ = RunAll(block, full_precision_, rotary_, micro_batch_, held_out_, {});
-      observed.statistics = ObserveLinears(block, inputs_.quantized, rotary_, micro_batch_);
+    } else if (options_.statistics != InputStatistics::kNone) {
+      observed.statistics =
+          ObserveLinears(block, inputs_.quantized, rotary_, options_.micro_batch, hessians);
     }
-    observed.targets = outputs_.narrow(0, 0, outputs_.size(0) - held_out_);
+    observed.targets = outputs_.narrow(0, 0, outputs_.size(0) - options_.held_out);
     return observed;
   });
 }
@@ -129,7 +130,7 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
 absl::StatusOr<ReconstructionError> BlockInputObserver::Replay(
     const DecoderBlock& block, const std::vector<at::Tensor>& quantized_weights) {
   PTQ_RETURN_IF_ERROR(CatchTorchErrors(block.name(), [&] {
-    outputs_ = RunAll(block, full_precision_, rotary_, micro_batch_, held_out_, {});
+    outputs_ = RunAll(block, full_precision_, rotary_, options_.micro_batch, options_.held_out, {});
     return absl::OkStatus();
   }));
   return Advance(block, quantized_weights);
@@ -161,13 +162,13 @@ absl::StatusOr<ReconstructionError> BlockInputObserver::Advance(
     const LinearFunction apply = [&](size_t index, const at::Tensor& input) {
       return ApplyLinear(block.linears()[index], weights[index], input);
     };
-    const int64_t samples = quantized_.size(0) - held_out_;
+    const int64_t samples = quantized_.size(0) - options_.held_out;
     full_precision_ = outputs_;
     at::Tensor seen = quantized_.narrow(0, 0, samples);
-    RunBlockInto(block, seen, rotary_, micro_batch_, apply, seen);
-    if (held_out_ > 0) {
-      at::Tensor unseen = quantized_.narrow(0, samples, held_out_);
-      RunBlockInto(block, unseen, rotary_, micro_batch_, apply, unseen);
+    RunBlockInto(block, seen, rotary_, options_.micro_batch, apply, seen);
+    if (options_.held_out > 0) {
+      at::Tensor unseen = quantized_.narrow(0, samples, options_.held_out);
+      RunBlockInto(block, unseen, rotary_, options_.micro_batch, apply, unseen);
     }
     ShowInputs();
     return MeasureError();
@@ -175,15 +176,20 @@ absl::StatusOr<ReconstructionError> BlockInputObserver::Advance(
 }
 
 ReconstructionError BlockInputObserver::MeasureError() const {
-  if (held_out_ == 0) return {};
-  const int64_t samples = quantized_.size(0) - held_out_;
-  return {
-      .calibration =
-          MeanRelativeError(inputs_.quantized, inputs_.full_precision, inputs_.token_mask),
-      .held_out = MeanRelativeError(
-          quantized_.narrow(0, samples, held_out_), full_precision_.narrow(0, samples, held_out_),
-          LastPositionMask(held_out_, quantized_.size(1), quantized_.device())),
-      .held_out_samples = held_out_};
+  const int64_t held_out = options_.held_out;
+  if (held_out == 0) return {};
+  const int64_t samples = quantized_.size(0) - held_out;
+  const at::Tensor sums =
+      at::cat({RelativeErrors(inputs_.quantized, inputs_.full_precision, inputs_.token_mask),
+               RelativeErrors(quantized_.narrow(0, samples, held_out),
+                              full_precision_.narrow(0, samples, held_out),
+                              LastPositionMask(held_out, quantized_.size(1), quantized_.device()))})
+          .cpu();
+  const double* sum = sums.const_data_ptr<double>();
+  // Windows of one token have none that counts, and no error.
+  return {.calibration = sum[1] > 0 ? sum[0] / sum[1] : 0,
+          .held_out = sum[3] > 0 ? sum[2] / sum[3] : 0,
+          .held_out_samples = held_out};
 }
 
 }  // namespace ptq

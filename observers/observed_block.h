@@ -22,9 +22,9 @@ struct ObservedBlock {
   const RotaryTable* rotary = nullptr;
   const BlockInputs* inputs = nullptr;  // nullptr: no calibration data (rtn)
   at::Tensor targets;  // [S, T, D]: the block's outputs on the full-precision chain
-  std::vector<LinearStatistics>
-      statistics;           // by linear index, from the full-precision block fed by
-                            // the quantized chain; empty without calibration data
+  // By linear index, from the full-precision block fed by the quantized chain; empty where none
+  // were asked for, or without calibration data.
+  std::vector<LinearStatistics> statistics;
   int64_t micro_batch = 8;  // samples a forward pass
   // What an error of the output costs the model (fisher_observer.h), and how many tokens it is the
   // mean over. Undefined: not known.
@@ -40,19 +40,32 @@ struct ReconstructionError {
   int64_t held_out_samples = 0;
 };
 
+// What is to be known of the inputs of a block's layers.
+enum class InputStatistics {
+  kNone,
+  kImportance,
+  kHessian,  // importance too
+};
+
+struct BlockInputOptions {
+  int64_t micro_batch = 8;  // samples a forward pass
+  // The last so many samples go through all blocks too, but neither `ObservedBlock` nor `inputs()`
+  // show them.
+  int64_t held_out = 0;
+  InputStatistics statistics = InputStatistics::kImportance;
+};
+
 // Holds the calibration samples' hidden states in front of the next block, and advances them.
 class BlockInputObserver {
  public:
-  // The inputs of the first block: the embedding of `ids` [S + H, T]. The last H = `held_out`
-  // samples go through all blocks too, but neither `ObservedBlock` nor `inputs()` show them.
-  static absl::StatusOr<std::unique_ptr<BlockInputObserver>> Create(const DecoderModel& model,
-                                                                    const at::Tensor& ids,
-                                                                    int64_t micro_batch,
-                                                                    int64_t held_out = 0);
+  // The inputs of the first block: the embedding of `ids` [S + H, T], H = options.held_out.
+  // kInvalidArgument for a micro-batch below 1, or unless 0 <= H < S + H.
+  static absl::StatusOr<std::unique_ptr<BlockInputObserver>> Create(
+      const DecoderModel& model, const at::Tensor& ids, const BlockInputOptions& options);
 
-  // Two passes over the samples (one while the chains are equal): targets on the full-precision
-  // chain, statistics on the quantized one. The result borrows from `block` and from this observer
-  // until Advance.
+  // A pass over the samples for the targets on the full-precision chain, and one on the quantized
+  // chain for the statistics, if any are asked for (one for both while the chains are equal). The
+  // result borrows from `block` and from this observer until Advance.
   absl::StatusOr<ObservedBlock> Observe(const DecoderBlock& block);
   // Moves both chains behind the block that was observed last: full precision to its targets,
   // quantized through the block with `quantized_weights` (by linear index, rounded to the compute
@@ -69,7 +82,7 @@ class BlockInputObserver {
   const RotaryTable& rotary() const { return rotary_; }
 
  private:
-  BlockInputObserver() = default;
+  explicit BlockInputObserver(const BlockInputOptions& options) : options_(options) {}
   bool ChainsAreEqual() const { return quantized_.is_same(full_precision_); }
   void ShowInputs();
   ReconstructionError MeasureError() const;
@@ -78,10 +91,9 @@ class BlockInputObserver {
   at::Tensor full_precision_;
   at::Tensor quantized_;
   at::Tensor outputs_;  // of the block that was observed last, on the full-precision chain
-  int64_t held_out_ = 0;
+  const BlockInputOptions options_;
   BlockInputs inputs_;  // views of the first samples
   RotaryTable rotary_;
-  int64_t micro_batch_ = 8;
 };
 
 }  // namespace ptq

@@ -23,6 +23,7 @@
 #include "common/status_util.h"
 #include "common/torch_status.h"
 #include "observers/fisher_observer.h"
+#include "observers/output_error.h"
 #include "worker/device.h"
 #include "worker/engine_version.h"
 #include "worker/evaluation.h"
@@ -81,6 +82,21 @@ int64_t FisherWindows(const JobSpec& spec, int64_t width) {
 
 int64_t MicroBatch(const JobSpec& spec, int64_t tokens = kForwardTokens) {
   return std::clamp<int64_t>(tokens / spec.sequence_length, 1, spec.samples);
+}
+
+// What the algorithm asks of the observer.
+InputStatistics NeededStatistics(const JobSpec& spec) {
+  switch (spec.algorithm) {
+    case Algorithm::kAutoRound:
+      return LearnsScales(spec) ? InputStatistics::kImportance : InputStatistics::kNone;
+    case Algorithm::kGptq:
+      return InputStatistics::kHessian;
+    case Algorithm::kOptRtn:
+      return InputStatistics::kImportance;
+    case Algorithm::kRtn:
+      return InputStatistics::kNone;
+  }
+  return InputStatistics::kNone;
 }
 
 std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
@@ -209,9 +225,11 @@ absl::Status Pipeline::LoadCalibration() {
     if (!windows.ok()) return Annotate(windows.status(), "calibration");
     PTQ_RETURN_IF_ERROR(cancel_.Check());
     calibration_windows_ = windows->ids;
-    PTQ_ASSIGN_OR_RETURN(observer_,
-                         BlockInputObserver::Create(*model_, calibration_windows_, MicroBatch(spec),
-                                                    calibration_windows_.size(0) - spec.samples));
+    PTQ_ASSIGN_OR_RETURN(observer_, BlockInputObserver::Create(
+                                        *model_, calibration_windows_,
+                                        {.micro_batch = MicroBatch(spec),
+                                         .held_out = calibration_windows_.size(0) - spec.samples,
+                                         .statistics = NeededStatistics(spec)}));
   }
   return absl::OkStatus();
 }
@@ -290,6 +308,7 @@ Json Pipeline::SummarizeCalibration() {
   if (spec.calibration.empty()) return nullptr;
   const int64_t tokens = spec.samples * spec.sequence_length;
   Json summary = {{"samples", spec.samples}, {"tokens", tokens}};
+  summary["error_tokens"] = ErrorSamples(spec.samples, spec.sequence_length) * spec.sequence_length;
   // The error behind a block is the one in front of the next.
   Json errors = Json::array();
   double log_ratio = 0;
@@ -398,13 +417,16 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
 
   std::vector<at::Tensor> weights(block->linears().size());
   std::vector<QuantizedModule> modules;
-  for (size_t i = 0; i < quantized.linears.size(); ++i) {
-    if (!quantized.linears[i]) continue;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (!schemes[i]) continue;
+    if (i >= quantized.linears.size() || !quantized.linears[i]) {
+      return absl::InternalError(block->linears()[i].module + ": the algorithm made no record");
+    }
     modules.push_back({block->linears()[i].module, quantized.linears[i]->weight});
     if (observer_ != nullptr) weights[i] = EffectiveWeight(quantized.linears[i]->weight);
   }
-  PTQ_ASSIGN_OR_RETURN(result.modules, MeasureModules(observed, quantized, weights));
   observed.statistics.clear();
+  PTQ_ASSIGN_OR_RETURN(result.modules, MeasureModules(observed, quantized, weights));
   result.observe_seconds += stopwatch.Lap();
 
   PTQ_ASSIGN_OR_RETURN(const std::string sha256, exporter_->WriteBlock(index, modules, *reader_));
@@ -436,30 +458,33 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
 absl::StatusOr<std::vector<ModuleResult>> Pipeline::MeasureModules(
     const ObservedBlock& observed, const QuantizedBlock& quantized,
     const std::vector<at::Tensor>& weights) {
-  std::vector<ModuleResult> modules;
   const std::vector<Linear>& linears = observed.block->linears();
   const std::vector<std::optional<QuantizationScheme>> schemes = SchemesOf(*observed.block);
+  std::vector<OutputError> errors(linears.size());
+  if (observed.inputs != nullptr) {
+    const bool rtn = plan_.spec.algorithm == Algorithm::kRtn;
+    PTQ_ASSIGN_OR_RETURN(errors, MeasureOutputErrors(observed, [&](size_t i) {
+                           std::vector<at::Tensor> candidates;
+                           if (!schemes[i]) return candidates;
+                           candidates.push_back(weights[i]);
+                           if (rtn) return candidates;
+                           candidates.push_back(EffectiveWeight(
+                               QuantizeRtn(linears[i].weight, plan_.stored_dtype, *schemes[i])));
+                           return candidates;
+                         }));
+  }
+  std::vector<ModuleResult> modules;
   for (size_t i = 0; i < linears.size(); ++i) {
     if (!schemes[i]) continue;
-    PTQ_RETURN_IF_ERROR(cancel_.Check());
-    if (i >= quantized.linears.size() || !quantized.linears[i]) {
-      return absl::InternalError(linears[i].module + ": the algorithm made no record");
-    }
     ModuleResult module;
     module.name = linears[i].module;
     module.scheme = *schemes[i];
     module.fallback_reason = quantized.linears[i]->fallback_reason;
-    if (!observed.statistics.empty() && observed.statistics[i].tokens > 0) {
-      const LinearStatistics& statistics = observed.statistics[i];
-      module.output_mse = OutputMse(statistics, linears[i].weight, weights[i]);
-      const double mean_square = OutputMeanSquare(statistics, linears[i].weight);
-      module.relative_error = mean_square > 0 ? *module.output_mse / mean_square : 0;
-      module.rtn_output_mse =
-          plan_.spec.algorithm == Algorithm::kRtn
-              ? *module.output_mse
-              : OutputMse(statistics, linears[i].weight,
-                          EffectiveWeight(
-                              QuantizeRtn(linears[i].weight, plan_.stored_dtype, *schemes[i])));
+    if (errors[i].tokens > 0) {
+      module.output_mse = errors[i].mse.front();
+      module.relative_error =
+          errors[i].mean_square > 0 ? errors[i].mse.front() / errors[i].mean_square : 0;
+      module.rtn_output_mse = errors[i].mse.back();
     }
     modules.push_back(std::move(module));
   }

@@ -15,9 +15,9 @@
 
 namespace ptq {
 
-// One quantized linear layer. Errors are of its outputs over the calibration tokens, X being the
-// layer's input in the full-precision block fed by the quantized chain; none without calibration
-// data.
+// One quantized linear layer. Errors are of its outputs over a sample of the calibration tokens
+// (observers/output_error.h), X being the layer's input in the full-precision block fed by the
+// quantized chain; none without calibration data.
 struct ModuleResult {
   std::string name;
   QuantizationScheme scheme;
@@ -65,7 +65,7 @@ struct ReportInputs {
   Json inputs;       // DigestInputs
   Json environment;  // JobIdentity::environment
   std::vector<Json> blocks;
-  Json calibration;  // {samples, tokens, ...} or null
+  Json calibration;  // {samples, tokens, error_tokens, ...} or null
   Json evaluation;   // or null
   std::vector<FileDigest> outputs;
   std::vector<std::string> warnings;  // beside the plan's and those of fallbacks

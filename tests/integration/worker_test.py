@@ -136,7 +136,7 @@ def test_every_algorithm_reports_errors_evaluates_and_repeats_its_bytes(tiny_mod
     assert quantized["perplexity"] > 1 and report["evaluation"]["baseline"]["perplexity"] > 1
     assert report["spec"]["algorithm"] == algorithm and report["spec"]["seed"] == 42
     assert (report["tuning"] is not None) == (algorithm == "auto-round")
-    assert report["calibration"]["tokens"] == 16 * 128
+    assert report["calibration"]["tokens"] == report["calibration"]["error_tokens"] == 16 * 128
     assert {e["phase"] for e in first.of_type("phase")} >= {"load", "observe", "quantize", "export", "evaluate"}
 
 
@@ -325,7 +325,7 @@ def test_the_papers_recipe_is_reported_too(tiny_model, tmp_path):
     assert tuning["recipe"] == "paper" and tuning["iterations"] == 4 and tuning["learning_rate"] == 1 / 4
     assert tuning["optimizer"] == "signed gradient descent" and tuning["schedule"] == "linear"
     assert tuning["loss"] == "squared error" and tuning["kept"] == "best step" and "fisher_tokens" not in tuning
-    assert report["calibration"] == {"samples": 16, "tokens": 16 * 128}
+    assert report["calibration"] == {"samples": 16, "tokens": 16 * 128, "error_tokens": 16 * 128}
     assert report["timing"]["fisher_seconds"] == report["timing"]["search_seconds"] == 0
 
 

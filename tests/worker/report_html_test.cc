@@ -60,8 +60,9 @@ constexpr char kTuned[] = R"({
     "optimizer": "Adam", "first_decay": 0.5, "second_decay": 0.949999988079071,
     "learning_rate": 0.034999999999999996, "scale_learning_rate": 0.007, "schedule": "cosine",
     "loss": "Fisher metric", "fisher_tokens": 16384, "fisher_weight": 0.9, "kept": "last step"},
-  "calibration": {"samples": 16, "tokens": 2048, "held_out_samples": 2, "held_out_ratio": 1.1251},
-  "blocks": [{"name": "model.layers.0", "loss_curve": [0.4, 0.1, 0.2]}],
+  "calibration": {"samples": 16, "tokens": 2048, "error_tokens": 1920, "held_out_samples": 2, "held_out_ratio": 1.1251},
+  "blocks": [{"name": "model.layers.0", "loss_curve": [0.4, 0.1, 0.2], "modules": [
+    {"name": "model.layers.0.mlp.up_proj", "output_mse": 0.5, "rtn_output_mse": 1.0}]}],
   "timing": {"fisher_seconds": 2.5, "quantize_seconds": 26.0, "search_seconds": 3.5},
   "memory": {"host_peak_bytes": 4e8, "fisher_host_peak_bytes": 3e8}})";
 
@@ -75,6 +76,7 @@ TEST(ReportHtmlTest, ShowsTheRecipeInEffect) {
   EXPECT_THAT(html, HasSubstr("<td>Fisher metric, over 16384 tokens, weight 0.9</td>"));
   EXPECT_THAT(html, HasSubstr("weighted by the Fisher metric"));
   EXPECT_THAT(html, HasSubstr("The last step was kept."));
+  EXPECT_THAT(html, HasSubstr("each layer's output on 1920 tokens of the calibration text"));
   EXPECT_THAT(html, HasSubstr("<td>Fisher pass</td><td>2.5 s</td>"));
   EXPECT_THAT(html, HasSubstr("of which search for scales</td><td>3.5 s</td>"));
   EXPECT_THAT(html, HasSubstr("until the Fisher pass was over</td><td>300.0 MB</td>"));
