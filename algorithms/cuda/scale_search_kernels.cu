@@ -7,6 +7,7 @@
 
 #include "algorithms/auto_round/rounding_math.h"
 #include "algorithms/cuda/kernels.h"
+#include "algorithms/cuda/weight_units.cuh"
 #include "algorithms/rtn/scale_search_math.h"
 #include "algorithms/rtn/scale_search_state.h"
 
@@ -16,10 +17,7 @@ namespace {
 namespace r = rounding;
 namespace s = scale_search;
 
-constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-constexpr int kWarpsPerBlock = 8;
-constexpr int kThreads = kWarp * kWarpsPerBlock;
 constexpr int kRowWarps = static_cast<int>(s::kRowsPerTile);
 constexpr int kRowThreads = kWarp * kRowWarps;
 constexpr int kVector = 4;  // columns that a lane reads at once
@@ -252,48 +250,37 @@ __global__ void __launch_bounds__(kWarp* kPerLane)
 }
 
 template <typename Storage, bool kSymmetric, int kPerLane>
-cudaError_t Launch(const ScaleSearchState& state, cudaStream_t stream) {
+void Launch(const ScaleSearchState& state, cudaStream_t stream) {
   if (state.group_size <= state.columns) {
-    const int64_t blocks = (state.groups + kWarpsPerBlock - 1) / kWarpsPerBlock;
     SearchGroupsKernel<Storage, kSymmetric, kPerLane>
-        <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(state);
-    return cudaGetLastError();
+        <<<BlocksFor(state.groups, kWarpsPerBlock), kThreads, 0, stream>>>(state);
+    return;
   }
   const int64_t row_tiles = state.row_tiles();
   TileErrorsKernel<Storage, kSymmetric, kPerLane>
       <<<static_cast<unsigned>(row_tiles), kRowThreads, 0, stream>>>(state);
   ChooseForTensorKernel<kSymmetric, kPerLane><<<1, kWarp * kPerLane, 0, stream>>>(state, row_tiles);
-  return cudaGetLastError();
-}
-
-template <typename Storage>
-cudaError_t LaunchFor(const ScaleSearchState& state, cudaStream_t stream) {
-  // 181 symmetric rules at 2 bits, else 201; 324 asymmetric ones.
-  const int per_lane = (state.rule_count + kWarp - 1) / kWarp;
-  if (state.symmetric && per_lane <= 6) {
-    return Launch<Storage, true, 6>(state, stream);
-  }
-  if (state.symmetric && per_lane <= 7) {
-    return Launch<Storage, true, 7>(state, stream);
-  }
-  if (!state.symmetric && per_lane <= 11) {
-    return Launch<Storage, false, 11>(state, stream);
-  }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
 int LaunchSearchScales(const ScaleSearchState& state, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (state.storage) {
-    case WeightStorage::kBFloat16:
-      return LaunchFor<r::BFloat16>(state, cuda_stream);
-    case WeightStorage::kHalf:
-      return LaunchFor<r::Half>(state, cuda_stream);
-    default:
-      return LaunchFor<r::Float32>(state, cuda_stream);
+  // 181 symmetric rules at 2 bits, else 201; 324 asymmetric ones.
+  const int per_lane = (state.rule_count + kWarp - 1) / kWarp;
+  if (per_lane > (state.symmetric ? 7 : 11)) {
+    return cudaErrorInvalidValue;
   }
+  return WithStorage(state.storage, [&](auto storage, auto) {
+    using Storage = decltype(storage);
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    if (!state.symmetric) {
+      Launch<Storage, false, 11>(state, cuda_stream);
+    } else if (per_lane == 7) {
+      Launch<Storage, true, 7>(state, cuda_stream);
+    } else {
+      Launch<Storage, true, 6>(state, cuda_stream);
+    }
+  });
 }
 
 }  // namespace ptq
