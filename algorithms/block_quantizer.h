@@ -22,8 +22,8 @@ struct BlockQuantizationRequest {
   const std::vector<std::optional<QuantizationScheme>>& schemes;
   uint64_t seed = 42;  // of this block: the job's seed and the block's index mixed by the caller
   const CancellationToken& cancel;
-  // Called from time to time with the finished fraction 0..1 and the latest loss, if there is one.
-  std::function<void(double fraction, std::optional<double> loss)> progress;
+  // Called from time to time with the finished fraction 0..1.
+  std::function<void(double fraction)> progress;
 };
 
 struct QuantizedLinear {

@@ -151,9 +151,8 @@ absl::StatusOr<QuantizedBlock> Tune(const BlockQuantizationRequest& request,
       tuner.Step();
       if (tuner.steps() % kQueuedSteps == 0) tuner.WaitForEarlierSteps();
       if (request.progress) {
-        request.progress(
-            static_cast<double>(tuner.steps()) / static_cast<double>(options.iterations),
-            std::nullopt);
+        request.progress(static_cast<double>(tuner.steps()) /
+                         static_cast<double>(options.iterations));
       }
     }
     std::vector<float> curve = tuner.LossCurve();

@@ -19,6 +19,10 @@ namespace ptq {
 
 enum class AutoRoundMethod { kPaper, kLearnedScale };
 
+// Of a block's matrix products while it is tuned. Automatic: FP8 where the learned-scale recipe
+// runs on a GPU that has it (fused_linear.h), else the compute dtype.
+enum class TuningPrecision { kAutomatic, kComputeDtype, kFp8 };
+
 struct AutoRoundOptions {
   AutoRoundMethod method = AutoRoundMethod::kPaper;
   int64_t iterations = 200;  // 0: the start of the recipe, rtn or opt-rtn
@@ -29,6 +33,7 @@ struct AutoRoundOptions {
   double learning_rate = 0;
   // Of alpha and beta (0: the learning rate), or of t (0: kFactorRate of the learning rate).
   double range_learning_rate = 0;
+  TuningPrecision precision = TuningPrecision::kAutomatic;
 };
 
 // The learned-scale recipe's constants beside the decays in learned_scale_math.h.

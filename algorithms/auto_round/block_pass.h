@@ -6,7 +6,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <numeric>
 #include <vector>
+
+#include "algorithms/auto_round/fp8.h"
+#include "algorithms/auto_round/tunable_weight.h"
 
 namespace ptq {
 
@@ -15,14 +19,24 @@ namespace ptq {
 struct SharedLinear {
   std::vector<size_t> members;  // linear indices
   std::vector<int64_t> rows;    // out_features of each
-  at::Tensor weight;            // [sum of rows, K]: what the parameters decode to
-  at::Tensor bias;              // [sum of rows], or undefined
+  int64_t in_features = 0;      // K
+  // What the parameters decode to, [sum of rows, K]: in full or as codes for FP8 products.
+  at::Tensor weight;
+  Fp8Operand codes;
+  at::Tensor bias;  // [sum of rows], or undefined
 
-  // The rows of a member in `tensor`, which has `weight`'s.
+  int64_t out_features() const { return std::accumulate(rows.begin(), rows.end(), int64_t{0}); }
+
+  // The rows of a member in `tensor`, which has those of all.
   at::Tensor RowsOf(size_t position, const at::Tensor& tensor) const {
-    int64_t begin = 0;
-    for (size_t i = 0; i < position; ++i) begin += rows[i];
+    const int64_t begin = std::accumulate(
+        rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(position), int64_t{0});
     return tensor.narrow(0, begin, rows[position]);
+  }
+  // Where a member is decoded to.
+  DecodedWeight OutputOf(size_t position) const {
+    if (!codes.defined()) return {.weight = RowsOf(position, weight.detach())};
+    return {.codes = RowsOf(position, codes.values), .scale = RowsOf(position, codes.scale)};
   }
 };
 

@@ -96,12 +96,8 @@ BlockTuner::BlockTuner(const BlockQuantizationRequest& request, at::ScalarType s
   }
   MakeParameters(stored_dtype, starts);
   MakeSharedLinears();
+  MakePass();
   FakeQuantizeAll();
-  pass_ = FusedPass::Create(*observed_.block, *observed_.rotary, shared_);
-  if (pass_ == nullptr) {
-    pass_ = std::make_unique<AutogradPass>(*observed_.block, *observed_.rotary, fixed_weights_,
-                                           shared_);
-  }
   ChooseGradientScale();
   if (device.is_cuda()) {
     graph_ = std::make_unique<Graph>(device);  // after all that runs on the caller's stream
@@ -180,23 +176,53 @@ void BlockTuner::MakeSharedLinears() {
                              return ApplyLinear(linears[index], fixed_weights_[index], input);
                            });
   for (SharedLinear& shared : shared_) {
-    const Linear& first = linears[shared.members.front()];
+    shared.in_features = linears[shared.members.front()].weight.size(1);
     bool any_bias = false;
-    int64_t rows = 0;
     std::vector<at::Tensor> biases;
     for (const size_t index : shared.members) {
       const Linear& linear = linears[index];
       shared.rows.push_back(linear.weight.size(0));
-      rows += shared.rows.back();
       any_bias = any_bias || linear.bias.defined();
       biases.push_back(linear.bias.defined()
                            ? linear.bias
                            : at::zeros({shared.rows.back()}, linear.weight.options()));
     }
-    shared.weight = at::empty({rows, first.weight.size(1)}, first.weight.options());
     if (any_bias) {
       shared.bias = at::cat(biases);
     }
+  }
+}
+
+// Whether e4m3 holds all codes q - z, and an FP8 product takes a scale for each group.
+bool BlockTuner::HasFp8Codes(const SharedLinear& shared) const {
+  return IsFp8Product(batch_ * inputs_.size(1), shared.out_features(), shared.in_features,
+                      /*tiles=*/false) &&
+         std::all_of(shared.members.begin(), shared.members.end(), [this](size_t member) {
+           return schemes_[member]->bits <= 4 && schemes_[member]->group_size == 128;
+         });
+}
+
+void BlockTuner::MakePass() {
+  const bool wants_fp8 = options_.precision == TuningPrecision::kFp8 ||
+                         (options_.precision == TuningPrecision::kAutomatic &&
+                          options_.method == AutoRoundMethod::kLearnedScale);
+  const bool fp8 = wants_fp8 && inputs_.scalar_type() == at::kBFloat16 && HasFp8Products();
+  pass_ = FusedPass::Create(*observed_.block, *observed_.rotary, shared_, fp8);
+  for (SharedLinear& shared : shared_) {
+    const int64_t rows = shared.out_features();
+    if (pass_ != nullptr && fp8 && HasFp8Codes(shared)) {
+      shared.codes = {
+          at::empty({rows, shared.in_features}, inputs_.options().dtype(at::kFloat8_e4m3fn)),
+          at::empty({shared.in_features / 128, rows}, inputs_.options().dtype(at::kFloat)).t()};
+    } else {
+      shared.weight =
+          at::empty({rows, shared.in_features},
+                    observed_.block->linears()[shared.members.front()].weight.options());
+    }
+  }
+  if (pass_ == nullptr) {
+    pass_ = std::make_unique<AutogradPass>(*observed_.block, *observed_.rotary, fixed_weights_,
+                                           shared_);
   }
 }
 
@@ -224,7 +250,7 @@ void BlockTuner::ChooseGradientScale() {
 void BlockTuner::FakeQuantizeAll() {
   for (const SharedLinear& shared : shared_) {
     for (size_t position = 0; position < shared.members.size(); ++position) {
-      parameters_[shared.members[position]]->FakeQuantize(shared.RowsOf(position, shared.weight));
+      parameters_[shared.members[position]]->FakeQuantize(shared.OutputOf(position));
     }
   }
 }
@@ -234,11 +260,10 @@ void BlockTuner::RunStep() {
   const at::Tensor output = pass_->Forward(inputs_.index_select(0, rows));
   pass_->Backward(loss_->Gradient(output), [this](size_t index, const at::Tensor& gradient) {
     const SharedLinear& shared = shared_[index];
-    const at::Tensor weight = shared.weight.detach();
     for (size_t position = 0; position < shared.members.size(); ++position) {
       const size_t member = shared.members[position];
       parameters_[member]->Step(shared.RowsOf(position, gradient), rates_[member],
-                                shared.RowsOf(position, weight));
+                                shared.OutputOf(position));
     }
   });
   loss_inputs_.step.add_(1);

@@ -58,6 +58,8 @@ class BlockTuner {
   void MakeParameters(at::ScalarType stored_dtype,
                       const std::vector<std::optional<QParams>>& starts);
   void MakeSharedLinears();
+  bool HasFp8Codes(const SharedLinear& shared) const;
+  void MakePass();
   void ChooseGradientScale();
   void FakeQuantizeAll();
   void RunStep();

@@ -30,10 +30,10 @@ std::optional<size_t> FindShared(const std::vector<SharedLinear>& shared,
 }  // namespace
 
 std::unique_ptr<FusedPass> FusedPass::Create(const DecoderBlock& block, const RotaryTable& rotary,
-                                             const std::vector<SharedLinear>& shared) {
+                                             const std::vector<SharedLinear>& shared, bool fp8) {
   const std::optional<GatedBlockParts> parts = block.gated_parts();
-  if (!parts || shared.empty() || !shared.front().weight.is_cuda()) return nullptr;
-  const at::ScalarType dtype = shared.front().weight.scalar_type();
+  if (!parts || !parts->input_norm.is_cuda()) return nullptr;
+  const at::ScalarType dtype = parts->input_norm.scalar_type();
   const int64_t intermediate = block.linears()[parts->down].weight.size(1);
   const int64_t width = parts->input_norm.size(0);
   if ((dtype != at::kBFloat16 && dtype != at::kHalf) || width % kPack != 0 || width > kWidestRow ||
@@ -47,60 +47,110 @@ std::unique_ptr<FusedPass> FusedPass::Create(const DecoderBlock& block, const Ro
   const auto down = FindShared(shared, {parts->down});
   if (!query_key_value || !output || !gate_up || !down) return nullptr;
   return std::unique_ptr<FusedPass>(
-      new FusedPass(*parts, rotary, shared, {*query_key_value, *output, *gate_up, *down}));
+      new FusedPass(*parts, rotary, shared, {*query_key_value, *output, *gate_up, *down}, fp8));
 }
 
-at::Tensor FusedPass::Product(const at::Tensor& input, size_t shared) const {
-  const at::Tensor& bias = shared_[shared].bias;
-  return at::linear(input, shared_[shared].weight,
-                    bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
-}
+FusedPass::FusedPass(const GatedBlockParts& parts, const RotaryTable& rotary,
+                     const std::vector<SharedLinear>& shared, const Places& places, bool fp8)
+    : parts_(parts),
+      rotary_(rotary),
+      places_(places),
+      query_key_value_(shared[places.query_key_value], fp8),
+      output_(shared[places.output], fp8),
+      gate_up_(shared[places.gate_up], fp8),
+      down_(shared[places.down], fp8) {}
 
 at::Tensor FusedPass::Forward(const at::Tensor& hidden) {
   saved_ = {};
   saved_.batch = hidden.size(0);
   saved_.length = hidden.size(1);
   const at::Tensor rows = hidden.contiguous().flatten(0, 1);
-  const HiddenDtype dtype = HiddenDtypeOf(rows.scalar_type());
   const CudaApi& cuda = CudaKernels();
-
-  saved_.attention_input = at::empty_like(rows);
+  const int64_t tokens = rows.size(0);
+  at::Tensor normalized = at::empty_like(rows);
   RmsNormSpans norm = {.input = rows.const_data_ptr(),
                        .weight = parts_.input_norm.const_data_ptr(),
-                       .output = saved_.attention_input.mutable_data_ptr(),
-                       .rows = rows.size(0),
+                       .output = normalized.mutable_data_ptr(),
+                       .rows = tokens,
                        .width = rows.size(1),
                        .epsilon = static_cast<float>(parts_.rms_norm_eps),
-                       .dtype = dtype};
+                       .dtype = HiddenDtypeOf(rows.scalar_type())};
   CheckCuda(cuda.rms_norm(norm, cuda.current_stream()));
-  saved_.query_key_value = Product(saved_.attention_input, products_.query_key_value);
-  Rotate(saved_.query_key_value, /*inverse=*/false);
-  saved_.attended =
-      saved_.attention.Forward(saved_.query_key_value, {.batch = saved_.batch,
-                                                        .length = saved_.length,
-                                                        .heads = parts_.num_heads,
-                                                        .key_heads = parts_.num_key_value_heads,
-                                                        .head_dim = parts_.head_dim});
-  const at::Tensor branch = Product(saved_.attended, products_.output);
+  saved_.attention_input = MakeFp8Layouts(normalized, query_key_value_.InputLayouts(tokens));
+  normalized = at::Tensor();
+  const at::Tensor query_key_value = query_key_value_.Forward(saved_.attention_input);
+  Rotate(query_key_value, /*inverse=*/false);
+  saved_.attended = MakeFp8Layouts(
+      saved_.attention.Forward(query_key_value, {.batch = saved_.batch,
+                                                 .length = saved_.length,
+                                                 .heads = parts_.num_heads,
+                                                 .key_heads = parts_.num_key_value_heads,
+                                                 .head_dim = parts_.head_dim}),
+      output_.InputLayouts(tokens));
+  const at::Tensor branch = output_.Forward(saved_.attended);
 
   saved_.sum = at::empty_like(rows);
-  saved_.mlp_input = at::empty_like(rows);
-  saved_.inverse_rms = at::empty({rows.size(0)}, rows.options().dtype(at::kFloat));
+  normalized = at::empty_like(rows);
+  saved_.inverse_rms = at::empty({tokens}, rows.options().dtype(at::kFloat));
   norm.branch = branch.const_data_ptr();
   norm.weight = parts_.post_attention_norm.const_data_ptr();
   norm.sum = saved_.sum.mutable_data_ptr();
-  norm.output = saved_.mlp_input.mutable_data_ptr();
+  norm.output = normalized.mutable_data_ptr();
   norm.inverse_rms = saved_.inverse_rms.mutable_data_ptr<float>();
   CheckCuda(cuda.rms_norm(norm, cuda.current_stream()));
-  saved_.gate_up = Product(saved_.mlp_input, products_.gate_up);
-  saved_.mlp_hidden = at::empty({rows.size(0), saved_.gate_up.size(1) / 2}, rows.options());
-  CheckCuda(cuda.gated({.gate_up = saved_.gate_up.const_data_ptr(),
-                        .hidden = saved_.mlp_hidden.mutable_data_ptr(),
-                        .rows = rows.size(0),
-                        .width = saved_.mlp_hidden.size(1),
+  saved_.mlp_input = MakeFp8Layouts(normalized, gate_up_.InputLayouts(tokens));
+  normalized = at::Tensor();
+  saved_.gate_up = gate_up_.Forward(saved_.mlp_input);
+  saved_.mlp_hidden = GatedHidden();
+  return down_.Forward(saved_.mlp_hidden).add_(saved_.sum).view(hidden.sizes());
+}
+
+Fp8Layouts FusedPass::GatedHidden() const {
+  const CudaApi& cuda = CudaKernels();
+  const at::Tensor& gate_up = saved_.gate_up;
+  const HiddenDtype dtype = HiddenDtypeOf(gate_up.scalar_type());
+  const int64_t width = gate_up.size(1) / 2;
+  const Fp8Wanted wanted = down_.InputLayouts(gate_up.size(0));
+  if (wanted.rows || wanted.columns) {
+    return MakeFp8Layouts({.source = Fp8Source::kGated,
+                           .gate_up = gate_up.const_data_ptr(),
+                           .rows = gate_up.size(0),
+                           .columns = width,
+                           .dtype = dtype},
+                          wanted, gate_up);
+  }
+  Fp8Layouts hidden = {.wide = at::empty({gate_up.size(0), width}, gate_up.options())};
+  CheckCuda(cuda.gated({.gate_up = gate_up.const_data_ptr(),
+                        .hidden = hidden.wide.mutable_data_ptr(),
+                        .rows = gate_up.size(0),
+                        .width = width,
                         .dtype = dtype},
                        cuda.current_stream()));
-  return Product(saved_.mlp_hidden, products_.down).add_(saved_.sum).view(hidden.sizes());
+  return hidden;
+}
+
+Fp8Layouts FusedPass::GatedGradient(const at::Tensor& hidden_gradient) {
+  const CudaApi& cuda = CudaKernels();
+  const at::Tensor gate_up = std::exchange(saved_.gate_up, at::Tensor());
+  const HiddenDtype dtype = HiddenDtypeOf(gate_up.scalar_type());
+  const Fp8Wanted wanted = gate_up_.GradientLayouts(gate_up.size(0), /*of_input=*/true);
+  if (wanted.rows || wanted.columns) {
+    return MakeFp8Layouts({.source = Fp8Source::kGatedBackward,
+                           .gate_up = gate_up.const_data_ptr(),
+                           .hidden_gradient = hidden_gradient.const_data_ptr(),
+                           .rows = gate_up.size(0),
+                           .columns = gate_up.size(1),
+                           .dtype = dtype},
+                          wanted, gate_up);
+  }
+  CheckCuda(cuda.gated_backward({.gate_up = gate_up.const_data_ptr(),
+                                 .hidden_gradient = hidden_gradient.const_data_ptr(),
+                                 .gate_up_gradient = gate_up.mutable_data_ptr(),
+                                 .rows = hidden_gradient.size(0),
+                                 .width = hidden_gradient.size(1),
+                                 .dtype = dtype},
+                                cuda.current_stream()));
+  return {.wide = gate_up};
 }
 
 void FusedPass::Rotate(const at::Tensor& rows, bool inverse) const {
@@ -129,45 +179,45 @@ void FusedPass::Rotate(const at::Tensor& rows, bool inverse) const {
 
 void FusedPass::Backward(const at::Tensor& output_gradient, const GradientSink& sink) {
   const CudaApi& cuda = CudaKernels();
-  // Pieces are released as soon as they are used up.
-  Saved& saved = saved_;
   const at::Tensor gradient = output_gradient.flatten(0, 1);
-  const HiddenDtype dtype = HiddenDtypeOf(gradient.scalar_type());
-  // A weight is read for the last time before the sink sees its gradient.
-  const auto finish = [&](size_t shared, const at::Tensor& of_output, at::Tensor& input) {
-    sink(shared, at::mm(of_output.t(), input));
-    input = at::Tensor();
-  };
-
-  at::Tensor hidden_gradient = at::mm(gradient, shared_[products_.down].weight);
-  finish(products_.down, gradient, saved.mlp_hidden);
-  CheckCuda(cuda.gated_backward({.gate_up = saved.gate_up.const_data_ptr(),
-                                 .hidden_gradient = hidden_gradient.const_data_ptr(),
-                                 .gate_up_gradient = saved.gate_up.mutable_data_ptr(),
-                                 .rows = hidden_gradient.size(0),
-                                 .width = hidden_gradient.size(1),
-                                 .dtype = dtype},
-                                cuda.current_stream()));
-  hidden_gradient = at::mm(saved.gate_up, shared_[products_.gate_up].weight);
-  finish(products_.gate_up, saved.gate_up, saved.mlp_input);
-  saved.gate_up = at::Tensor();
+  const int64_t tokens = gradient.size(0);
+  // A weight is read for the last time before the sink sees its gradient; layouts are released as
+  // soon as they are used up.
+  at::Tensor mlp_gradient;
+  {
+    at::Tensor hidden_gradient;
+    {
+      const Fp8Layouts of_output =
+          MakeFp8Layouts(gradient, down_.GradientLayouts(tokens, /*of_input=*/true));
+      hidden_gradient = down_.InputGradient(of_output);
+      sink(places_.down, down_.WeightGradient(of_output, saved_.mlp_hidden));
+    }
+    const Fp8Layouts of_gate_up = GatedGradient(hidden_gradient);
+    hidden_gradient = at::Tensor();
+    mlp_gradient = gate_up_.InputGradient(of_gate_up);
+    sink(places_.gate_up, gate_up_.WeightGradient(of_gate_up, saved_.mlp_input));
+  }
 
   const at::Tensor sum_gradient = at::empty_like(gradient);
-  CheckCuda(cuda.rms_norm_backward({.gradient = hidden_gradient.const_data_ptr(),
+  CheckCuda(cuda.rms_norm_backward({.gradient = mlp_gradient.const_data_ptr(),
                                     .residual = gradient.const_data_ptr(),
-                                    .sum = saved.sum.const_data_ptr(),
+                                    .sum = saved_.sum.const_data_ptr(),
                                     .weight = parts_.post_attention_norm.const_data_ptr(),
-                                    .inverse_rms = saved.inverse_rms.const_data_ptr<float>(),
+                                    .inverse_rms = saved_.inverse_rms.const_data_ptr<float>(),
                                     .output = sum_gradient.mutable_data_ptr(),
-                                    .rows = gradient.size(0),
+                                    .rows = tokens,
                                     .width = gradient.size(1),
-                                    .dtype = dtype},
+                                    .dtype = HiddenDtypeOf(gradient.scalar_type())},
                                    cuda.current_stream()));
-  const at::Tensor attended_gradient = at::mm(sum_gradient, shared_[products_.output].weight);
-  finish(products_.output, sum_gradient, saved.attended);
-  const at::Tensor rows_gradient = saved.attention.Backward(attended_gradient);
+  const Fp8Layouts of_sum =
+      MakeFp8Layouts(sum_gradient, output_.GradientLayouts(tokens, /*of_input=*/true));
+  const at::Tensor attended_gradient = output_.InputGradient(of_sum);
+  sink(places_.output, output_.WeightGradient(of_sum, saved_.attended));
+  const at::Tensor rows_gradient = saved_.attention.Backward(attended_gradient);
   Rotate(rows_gradient, /*inverse=*/true);
-  finish(products_.query_key_value, rows_gradient, saved.attention_input);
+  const Fp8Layouts of_rows =
+      MakeFp8Layouts(rows_gradient, query_key_value_.GradientLayouts(tokens, /*of_input=*/false));
+  sink(places_.query_key_value, query_key_value_.WeightGradient(of_rows, saved_.attention_input));
   saved_ = {};
 }
 

@@ -9,6 +9,7 @@
 
 #include "algorithms/auto_round/block_pass.h"
 #include "algorithms/auto_round/device_attention.h"
+#include "algorithms/auto_round/fused_linear.h"
 #include "models/decoder_block.h"
 
 namespace ptq {
@@ -17,16 +18,18 @@ class FusedPass final : public BlockPass {
  public:
   // nullptr where only AutogradPass can run the block: another device than CUDA or another dtype
   // than bfloat16 and float16, a block without gated_parts(), linears that are not tuned, widths
-  // that the kernels do not take. Everything borrowed outlives it.
+  // that the kernels do not take. `fp8`: products in FP8 where they can be (fused_linear.h); only
+  // with bfloat16 and HasFp8Products(). Everything borrowed outlives it; the shared weights may be
+  // made later.
   static std::unique_ptr<FusedPass> Create(const DecoderBlock& block, const RotaryTable& rotary,
-                                           const std::vector<SharedLinear>& shared);
+                                           const std::vector<SharedLinear>& shared, bool fp8);
 
   at::Tensor Forward(const at::Tensor& hidden) override;
   void Backward(const at::Tensor& output_gradient, const GradientSink& sink) override;
 
  private:
   // Where each product is in `shared`.
-  struct Products {
+  struct Places {
     size_t query_key_value;
     size_t output;
     size_t gate_up;
@@ -36,28 +39,31 @@ class FusedPass final : public BlockPass {
   struct Saved {
     int64_t batch = 0;
     int64_t length = 0;
-    at::Tensor attention_input;  // [n, D], normalized
-    at::Tensor query_key_value;  // [n, (H + 2 KV) head_dim], rotated
+    Fp8Layouts attention_input;  // [n, D], normalized
     DeviceAttention attention;
-    at::Tensor attended;     // [n, H head_dim]: attention's output
+    Fp8Layouts attended;     // [n, H head_dim]: attention's output
     at::Tensor sum;          // [n, D]: hidden + attention
-    at::Tensor mlp_input;    // [n, D], normalized
+    Fp8Layouts mlp_input;    // [n, D], normalized
     at::Tensor inverse_rms;  // [n] float32, of `sum`
     at::Tensor gate_up;      // [n, 2 I]
-    at::Tensor mlp_hidden;   // [n, I]
+    Fp8Layouts mlp_hidden;   // [n, I]
   };
 
   FusedPass(const GatedBlockParts& parts, const RotaryTable& rotary,
-            const std::vector<SharedLinear>& shared, const Products& products)
-      : parts_(parts), rotary_(rotary), shared_(shared), products_(products) {}
-  at::Tensor Product(const at::Tensor& input, size_t shared) const;
+            const std::vector<SharedLinear>& shared, const Places& places, bool fp8);
+  Fp8Layouts GatedHidden() const;
+  // The gradient of Saved::gate_up, from that of mlp_hidden.
+  Fp8Layouts GatedGradient(const at::Tensor& hidden_gradient);
   // Rotates the heads of `rows`, laid out like Saved::query_key_value, in place.
   void Rotate(const at::Tensor& rows, bool inverse) const;
 
   const GatedBlockParts parts_;
   const RotaryTable& rotary_;
-  const std::vector<SharedLinear>& shared_;
-  const Products products_;
+  const Places places_;
+  const FusedLinear query_key_value_;
+  const FusedLinear output_;
+  const FusedLinear gate_up_;
+  const FusedLinear down_;
   Saved saved_;
 };
 

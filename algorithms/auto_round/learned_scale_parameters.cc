@@ -56,9 +56,8 @@ LearnedScaleParameters::LearnedScaleParameters(const at::Tensor& weight,
   state_.factor_gradient = factor_gradient_.mutable_data_ptr<float>();
 }
 
-void LearnedScaleParameters::FakeQuantize(const at::Tensor& output) {
-  CheckLikeWeight(output, position_.sizes(), weight_options_);
-  state_.fake_quantized = output.data_ptr();
+void LearnedScaleParameters::FakeQuantize(const DecodedWeight& output) {
+  PointTo(output, position_.sizes(), weight_options_, state_.fake_quantized, state_.fp8);
   if (position_.is_cuda()) {
     CheckCuda(CudaKernels().fake_quantize_positions(state_, CudaKernels().current_stream()));
     return;
@@ -68,12 +67,11 @@ void LearnedScaleParameters::FakeQuantize(const at::Tensor& output) {
 }
 
 void LearnedScaleParameters::Step(const at::Tensor& gradient, const StepRates& rates,
-                                  const at::Tensor& output) {
+                                  const DecodedWeight& output) {
   CheckLikeWeight(gradient, position_.sizes(), weight_options_);
   state_.gradient = gradient.const_data_ptr();
   if (position_.is_cuda()) {
-    CheckLikeWeight(output, position_.sizes(), weight_options_);
-    state_.fake_quantized = output.data_ptr();
+    PointTo(output, position_.sizes(), weight_options_, state_.fake_quantized, state_.fp8);
     CheckCuda(CudaKernels().step_positions(state_, rates, CudaKernels().current_stream()));
     return;
   }

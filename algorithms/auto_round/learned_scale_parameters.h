@@ -23,9 +23,10 @@ class LearnedScaleParameters final : public TunableWeight {
   LearnedScaleParameters(const at::Tensor& weight, at::ScalarType stored_dtype,
                          const QuantizationScheme& scheme, const QParams& start);
 
-  void FakeQuantize(const at::Tensor& output) override;
+  void FakeQuantize(const DecodedWeight& output) override;
   // rates: value of U, range of t, both corrections; `improved` does not matter.
-  void Step(const at::Tensor& gradient, const StepRates& rates, const at::Tensor& output) override;
+  void Step(const at::Tensor& gradient, const StepRates& rates,
+            const DecodedWeight& output) override;
   // Of the current U and t.
   AffineQuantizedTensor Record() const override;
 

@@ -46,9 +46,8 @@ RoundingParameters::RoundingParameters(const at::Tensor& weight, at::ScalarType 
   state_.best_zero_point = best_zero_point_.mutable_data_ptr<float>();
 }
 
-void RoundingParameters::FakeQuantize(const at::Tensor& output) {
-  CheckLikeWeight(output, weight_.sizes(), weight_.options());
-  state_.fake_quantized = output.data_ptr();
+void RoundingParameters::FakeQuantize(const DecodedWeight& output) {
+  PointTo(output, weight_.sizes(), weight_.options(), state_.fake_quantized, state_.fp8);
   if (weight_.is_cuda()) {
     CheckCuda(CudaKernels().fake_quantize(state_, CudaKernels().current_stream()));
     return;
@@ -58,12 +57,11 @@ void RoundingParameters::FakeQuantize(const at::Tensor& output) {
 }
 
 void RoundingParameters::Step(const at::Tensor& gradient, const StepRates& rates,
-                              const at::Tensor& output) {
+                              const DecodedWeight& output) {
   CheckLikeWeight(gradient, weight_.sizes(), weight_.options());
   state_.gradient = gradient.const_data_ptr();
   if (weight_.is_cuda()) {
-    CheckLikeWeight(output, weight_.sizes(), weight_.options());
-    state_.fake_quantized = output.data_ptr();
+    PointTo(output, weight_.sizes(), weight_.options(), state_.fake_quantized, state_.fp8);
     CheckCuda(CudaKernels().step_rounding(state_, rates, CudaKernels().current_stream()));
     return;
   }

@@ -19,10 +19,11 @@ class RoundingParameters final : public TunableWeight {
   RoundingParameters(const at::Tensor& weight, at::ScalarType stored_dtype,
                      const QuantizationScheme& scheme);
 
-  void FakeQuantize(const at::Tensor& output) override;
+  void FakeQuantize(const DecodedWeight& output) override;
   // Signed descent. Before it, if *rates.improved, codes and scales of the last FakeQuantize become
   // the best ones.
-  void Step(const at::Tensor& gradient, const StepRates& rates, const at::Tensor& output) override;
+  void Step(const at::Tensor& gradient, const StepRates& rates,
+            const DecodedWeight& output) override;
   // The best codes and scales. Only after a step that improved.
   AffineQuantizedTensor Record() const override;
 

@@ -12,6 +12,7 @@ namespace ptq {
 // The spans of RoundingParameters, elements as WeightLayout says.
 struct RoundingState : WeightLayout {
   const void* weight = nullptr;       // [elements]
+  Fp8Codes fp8;                       // forward's output instead of fake_quantized, on CUDA alone
   void* fake_quantized = nullptr;     // [elements]: forward's output
   const void* gradient = nullptr;     // [elements]: dL / d fake_quantized
   float* value = nullptr;             // [elements]: V

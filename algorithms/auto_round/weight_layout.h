@@ -38,6 +38,15 @@ struct WeightLayout {
   PTQ_HOST_DEVICE int64_t units() const { return groups * units_per_group(); }
 };
 
+// A weight decoded only as far as an FP8 product takes it: value = code · scale. Groups of 128,
+// codes that e4m3 holds exactly.
+struct Fp8Codes {
+  uint8_t* codes = nullptr;  // [elements] e4m3: q - z; none: decoded in full
+  float* scale = nullptr;    // of group g in row r: scale[g · scale_stride + r]
+  int64_t groups_per_row = 0;
+  int64_t scale_stride = 0;
+};
+
 struct WeightUnit {
   int64_t group;
   int64_t begin;  // of the flattened weight

@@ -44,4 +44,25 @@ void CheckLikeWeight(const at::Tensor& tensor, at::IntArrayRef sizes,
       "the fake-quantized weight and its gradient must be like the weight and contiguous");
 }
 
+void PointTo(const DecodedWeight& output, at::IntArrayRef sizes, const at::TensorOptions& options,
+             void*& fake_quantized, Fp8Codes& fp8) {
+  fp8 = {};
+  if (output.weight.defined()) {
+    CheckLikeWeight(output.weight, sizes, options);
+    fake_quantized = output.weight.data_ptr();
+    return;
+  }
+  const at::Tensor& scale = output.scale;
+  CheckLikeWeight(output.codes, sizes, options.dtype(at::kFloat8_e4m3fn));
+  TORCH_CHECK(output.codes.is_cuda() && scale.dim() == 2 && scale.size(0) == sizes[0] &&
+                  scale.size(1) * 128 == sizes[1] && scale.stride(0) == 1 &&
+                  scale.scalar_type() == at::kFloat,
+              "scales of codes are [N, K / 128], rows contiguous");
+  fake_quantized = nullptr;
+  fp8.codes = static_cast<uint8_t*>(output.codes.data_ptr());
+  fp8.scale = scale.mutable_data_ptr<float>();
+  fp8.groups_per_row = scale.size(1);
+  fp8.scale_stride = scale.stride(1);
+}
+
 }  // namespace ptq

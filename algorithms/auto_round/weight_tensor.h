@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "algorithms/auto_round/tunable_weight.h"
 #include "algorithms/auto_round/weight_layout.h"
 #include "common/quantization_scheme.h"
 
@@ -21,6 +22,11 @@ WeightLayout LayoutOf(const at::Tensor& weight, at::ScalarType stored_dtype,
 // Throws c10::Error unless `tensor` is contiguous and has these sizes and the options' dtype.
 void CheckLikeWeight(const at::Tensor& tensor, at::IntArrayRef sizes,
                      const at::TensorOptions& options);
+
+// Points a state's outputs to `output`, which fits a weight of these sizes and options; codes only
+// on CUDA. Throws c10::Error otherwise.
+void PointTo(const DecodedWeight& output, at::IntArrayRef sizes, const at::TensorOptions& options,
+             void*& fake_quantized, Fp8Codes& fp8);
 
 inline constexpr int64_t kElementsPerTask = 32768;
 

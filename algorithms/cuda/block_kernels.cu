@@ -140,13 +140,8 @@ __global__ void __launch_bounds__(kThreads) GatedKernel(GatedSpans spans, int64_
   const int64_t row = index / packs;
   const int64_t column = index % packs * kPack;
   const T* source = static_cast<const T*>(spans.gate_up) + row * 2 * spans.width + column;
-  Values gate = Load(source);
-  const Values up = Load(source + spans.width);
-  for (int i = 0; i < kPack; ++i) {
-    const float g = gate.lane[i];
-    gate.lane[i] = Rounded<T>(g / (1.0f + __expf(-g))) * up.lane[i];
-  }
-  Store(static_cast<T*>(spans.hidden) + row * spans.width + column, gate);
+  const Values hidden = Gated<T>(Load(source), Load(source + spans.width));
+  Store(static_cast<T*>(spans.hidden) + row * spans.width + column, hidden);
 }
 
 template <typename T>
@@ -159,19 +154,12 @@ __global__ void __launch_bounds__(kThreads) GatedBackwardKernel(GatedSpans spans
   const int64_t at = row * 2 * spans.width + column;
   const T* source = static_cast<const T*>(spans.gate_up) + at;
   T* target = static_cast<T*>(spans.gate_up_gradient) + at;
-  Values gate = Load(source);
-  Values up = Load(source + spans.width);
+  const Values gate = Load(source);
+  const Values up = Load(source + spans.width);
   const Values gradient =
       Load(static_cast<const T*>(spans.hidden_gradient) + row * spans.width + column);
-  for (int i = 0; i < kPack; ++i) {
-    const float g = gate.lane[i];
-    const float sigmoid = 1.0f / (1.0f + __expf(-g));
-    const float silu = g * sigmoid;
-    gate.lane[i] = gradient.lane[i] * up.lane[i] * (sigmoid + silu * (1.0f - sigmoid));
-    up.lane[i] = gradient.lane[i] * silu;
-  }
-  Store(target, gate);
-  Store(target + spans.width, up);
+  Store(target, GateGradient(gate, up, gradient));
+  Store(target + spans.width, UpGradient(gate, gradient));
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "algorithms/auto_round/tuning_state.h"
 #include "algorithms/cuda/attention_spans.h"
 #include "algorithms/cuda/block_spans.h"
+#include "algorithms/cuda/fp8_spans.h"
 #include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
@@ -39,6 +40,7 @@ struct CudaApi {
   int (*gated_backward)(const GatedSpans& spans, void* stream);
   // The search of algorithms/rtn/scale_search.h, with the host's bits.
   int (*search_scales)(const ScaleSearchState& state, void* stream);
+  int (*fp8_tiles)(const Fp8TileSpans& spans, void* stream);  // fp8_spans.h
   // attention_spans.h
   int64_t (*attention_workspace)(const AttentionSpans& spans, AttentionDirection direction);
   bool (*run_attention)(const AttentionSpans& spans, AttentionDirection direction, void* stream);
@@ -53,6 +55,7 @@ struct CudaApi {
   // Name of the current device, zero-terminated, at most `capacity` bytes.
   void (*device_name)(char* name, size_t capacity);
   int64_t (*device_memory_bytes)();
+  int (*compute_capability)();  // 10 · major + minor
 
   // A CUDA graph: what runs between begin and end on the current stream (not the default one) is
   // recorded, and runs at each replay.

@@ -40,6 +40,11 @@ void DeviceName(char* name, size_t capacity) {
 }
 int64_t DeviceMemoryBytes() { return static_cast<int64_t>(Properties().totalGlobalMem); }
 
+int ComputeCapability() {
+  const cudaDeviceProp properties = Properties();
+  return 10 * properties.major + properties.minor;
+}
+
 void* GraphCreate() { return new CUDAGraph; }
 void GraphCaptureBegin(void* graph) { static_cast<CUDAGraph*>(graph)->capture_begin(); }
 void GraphCaptureEnd(void* graph) { static_cast<CUDAGraph*>(graph)->capture_end(); }
@@ -61,6 +66,7 @@ constexpr CudaApi kApi = {
     .gated = LaunchGated,
     .gated_backward = LaunchGatedBackward,
     .search_scales = LaunchSearchScales,
+    .fp8_tiles = LaunchFp8Tiles,
     .attention_workspace = AttentionWorkspace,
     .run_attention = RunAttention,
     .error_string = ErrorString,
@@ -71,6 +77,7 @@ constexpr CudaApi kApi = {
     .release_cached_memory = ReleaseCachedMemory,
     .device_name = DeviceName,
     .device_memory_bytes = DeviceMemoryBytes,
+    .compute_capability = ComputeCapability,
     .graph_create = GraphCreate,
     .graph_capture_begin = GraphCaptureBegin,
     .graph_capture_end = GraphCaptureEnd,

@@ -44,7 +44,9 @@ absl::StatusOr<const CudaApi*> OpenPtqCuda() {
     }
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
-      error = dlerror();
+      // That of a file which is there says more than that of the search by name.
+      const std::string reason = dlerror();
+      if (error.empty()) error = reason;
       continue;
     }
     const auto get = reinterpret_cast<const CudaApi* (*)()>(dlsym(library, kCudaApiSymbol));

@@ -8,6 +8,7 @@
 #include "algorithms/auto_round/rounding_state.h"
 #include "algorithms/auto_round/tuning_state.h"
 #include "algorithms/cuda/block_spans.h"
+#include "algorithms/cuda/fp8_spans.h"
 #include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
@@ -23,6 +24,7 @@ int LaunchRmsNormBackward(const RmsNormBackwardSpans& spans, void* stream);
 int LaunchRotary(const RotarySpans& spans, void* stream);
 int LaunchGated(const GatedSpans& spans, void* stream);
 int LaunchGatedBackward(const GatedSpans& spans, void* stream);
+int LaunchFp8Tiles(const Fp8TileSpans& spans, void* stream);
 int LaunchFakeQuantizePositions(const LearnedScaleState& state, void* stream);
 int LaunchStepPositions(const LearnedScaleState& state, const StepRates& rates, void* stream);
 int LaunchSearchScales(const ScaleSearchState& state, void* stream);

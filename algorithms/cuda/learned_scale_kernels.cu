@@ -56,14 +56,23 @@ __device__ Pack<float, kVector> StepPack(const LearnedScaleState& state, const G
 }
 
 template <typename Storage, typename Rounding, int kVector>
-__device__ void DecodePack(const LearnedScaleState& state, const GroupNow& group,
+__device__ void DecodePack(const LearnedScaleState& state, int64_t group, const GroupNow& now,
                            const Pack<float, kVector>& positions, int64_t at) {
   using Word = typename Storage::Word;
+  Pack<float, kVector> codes;
+#pragma unroll
+  for (int k = 0; k < kVector; ++k) {
+    codes.lane[k] =
+        r::ChooseCode(positions.lane[k], 0.0f, now.zero_point, now.range).code - now.zero_point;
+  }
+  if (state.fp8.codes != nullptr) {
+    StoreCodes(state.fp8, codes, at, group, now.scale, at == group * state.group_size);
+    return;
+  }
   Pack<Word, kVector> outputs;
 #pragma unroll
   for (int k = 0; k < kVector; ++k) {
-    const r::Code code = r::ChooseCode(positions.lane[k], 0.0f, group.zero_point, group.range);
-    outputs.lane[k] = Storage::Store(Rounding::Round(group.scale * (code.code - group.zero_point)));
+    outputs.lane[k] = Storage::Store(Rounding::Round(now.scale * codes.lane[k]));
   }
   StorePack(static_cast<Word*>(state.fake_quantized) + at, outputs);
 }
@@ -103,7 +112,8 @@ __global__ void __launch_bounds__(kThreads)
   const GroupNow now = GroupAt(state, unit.group);
   for (int64_t i = lane * kVector; i < unit.length; i += kWarp * kVector) {
     const int64_t at = unit.begin + i;
-    DecodePack<Storage, Rounding>(state, now, LoadPack<float, kVector>(state.position + at), at);
+    DecodePack<Storage, Rounding>(state, unit.group, now,
+                                  LoadPack<float, kVector>(state.position + at), at);
   }
 }
 
@@ -170,7 +180,7 @@ __global__ void __launch_bounds__(kThreads)
     factor.Keep(state, group);
   }
   now.scale = r::LearnedScale(state.start_scale[group], factor.value);
-  DecodePack<Storage, Rounding>(state, now, positions, at);
+  DecodePack<Storage, Rounding>(state, group, now, positions, at);
 }
 
 // Likewise, one block a group: the new positions are read back.
@@ -194,8 +204,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   now.scale = r::LearnedScale(state.start_scale[group], factor.value);
   for (int64_t i = threadIdx.x * kVector; i < state.group_size; i += kThreads * kVector) {
-    DecodePack<Storage, Rounding>(state, now, LoadPack<float, kVector>(state.position + begin + i),
-                                  begin + i);
+    DecodePack<Storage, Rounding>(state, group, now,
+                                  LoadPack<float, kVector>(state.position + begin + i), begin + i);
   }
 }
 

@@ -58,21 +58,57 @@ __device__ Values Load(const T* source) {
 }
 
 template <typename T>
-__device__ void Store(T* target, const Values& values) {
-  using Pair = typename PairOf<T>::Type;
+__device__ uint4 Narrow(const Values& values) {
   uint4 raw;
-  Pair* pairs = reinterpret_cast<Pair*>(&raw);
+  auto* pairs = reinterpret_cast<typename PairOf<T>::Type*>(&raw);
 #pragma unroll
   for (int i = 0; i < kPack / 2; ++i) {
     pairs[i] = PairOf<T>::Narrow(values.lane[2 * i], values.lane[2 * i + 1]);
   }
-  *reinterpret_cast<uint4*>(target) = raw;
+  return raw;
+}
+template <typename T>
+__device__ void Store(T* target, const Values& values) {
+  *reinterpret_cast<uint4*>(target) = Narrow<T>(values);
 }
 
 // As a store and a load would.
 template <typename T>
 __device__ float Rounded(float x) {
   return Widen(PairOf<T>::Narrow(x, 0.0f)).x;
+}
+
+// silu(gate) · up, silu rounded as a tensor of its own would be.
+template <typename T>
+__device__ Values Gated(const Values& gate, const Values& up) {
+  Values hidden;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    const float g = gate.lane[i];
+    hidden.lane[i] = Rounded<T>(__fdividef(g, 1.0f + __expf(-g))) * up.lane[i];
+  }
+  return hidden;
+}
+// Its gradients, from that of the result.
+inline __device__ Values GateGradient(const Values& gate, const Values& up,
+                                      const Values& gradient) {
+  Values result;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    const float g = gate.lane[i];
+    const float sigmoid = __fdividef(1.0f, 1.0f + __expf(-g));
+    result.lane[i] = gradient.lane[i] * up.lane[i] * (sigmoid + g * sigmoid * (1.0f - sigmoid));
+  }
+  return result;
+}
+inline __device__ Values UpGradient(const Values& gate, const Values& gradient) {
+  Values result;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    const float g = gate.lane[i];
+    result.lane[i] = gradient.lane[i] * __fdividef(g, 1.0f + __expf(-g));
+  }
+  return result;
 }
 
 // Sum over a block of whole warps, on all its threads; the same in every run. Once a kernel for

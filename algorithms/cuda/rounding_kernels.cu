@@ -81,16 +81,26 @@ __device__ WeightAndValue<typename Storage::Word, kVector> StepPack(const Roundi
 }
 
 template <typename Storage, typename Rounding, int kVector>
-__device__ void DecodePack(const RoundingState& state, const GroupNow& group,
+__device__ void DecodePack(const RoundingState& state, int64_t group, const GroupNow& now,
                            const WeightAndValue<typename Storage::Word, kVector>& pack,
                            int64_t at) {
   using Word = typename Storage::Word;
+  Pack<float, kVector> codes;
+#pragma unroll
+  for (int k = 0; k < kVector; ++k) {
+    codes.lane[k] = r::ChooseCode(Storage::Load(pack.weights.lane[k]) / now.scale,
+                                  pack.values.lane[k], now.zero_point, now.range)
+                        .code -
+                    now.zero_point;
+  }
+  if (state.fp8.codes != nullptr) {
+    StoreCodes(state.fp8, codes, at, group, now.scale, at == group * state.group_size);
+    return;
+  }
   Pack<Word, kVector> outputs;
 #pragma unroll
   for (int k = 0; k < kVector; ++k) {
-    const r::Code code = r::ChooseCode(Storage::Load(pack.weights.lane[k]) / group.scale,
-                                       pack.values.lane[k], group.zero_point, group.range);
-    outputs.lane[k] = Storage::Store(Rounding::Round(group.scale * (code.code - group.zero_point)));
+    outputs.lane[k] = Storage::Store(Rounding::Round(now.scale * codes.lane[k]));
   }
   StorePack(static_cast<Word*>(state.fake_quantized) + at, outputs);
 }
@@ -145,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) FakeQuantizeKernel(RoundingState sta
   for (int64_t i = lane * kVector; i < unit.length; i += kWarp * kVector) {
     const int64_t at = unit.begin + i;
     DecodePack<Storage, Rounding, kVector>(
-        state, now, LoadValues<typename Storage::Word, kVector>(state, at), at);
+        state, unit.group, now, LoadValues<typename Storage::Word, kVector>(state, at), at);
   }
 }
 
@@ -221,7 +231,7 @@ __global__ void __launch_bounds__(kThreads) StepGroupsKernel(RoundingState state
   }
   now.scale = range.parameters.scale;
   now.zero_point = range.parameters.zero_point;
-  DecodePack<Storage, Rounding, kLanePack>(state, now, pack, at);
+  DecodePack<Storage, Rounding, kLanePack>(state, group, now, pack, at);
 }
 
 // Likewise, one block a group: weights and new values are read back.
@@ -254,7 +264,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = threadIdx.x * kVector; i < state.group_size; i += kThreads * kVector) {
     const int64_t at = begin + i;
     DecodePack<Storage, Rounding, kVector>(
-        state, now, LoadValues<typename Storage::Word, kVector>(state, at), at);
+        state, group, now, LoadValues<typename Storage::Word, kVector>(state, at), at);
   }
 }
 

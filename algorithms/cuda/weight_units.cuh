@@ -3,6 +3,7 @@
 #ifndef PTQ_ALGORITHMS_CUDA_WEIGHT_UNITS_CUH_
 #define PTQ_ALGORITHMS_CUDA_WEIGHT_UNITS_CUH_
 
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -112,6 +113,21 @@ bool WithLanes(int64_t group_size, const Launch& launch) {
       return true;
     default:
       return false;
+  }
+}
+
+// Writes codes q - z of kVector values from `at` on, exact in e4m3; `first` also the group's scale.
+template <int kVector>
+__device__ void StoreCodes(const Fp8Codes& fp8, const Pack<float, kVector>& codes, int64_t at,
+                           int64_t group, float scale, bool first) {
+  Pack<uint8_t, kVector> bytes;
+#pragma unroll
+  for (int k = 0; k < kVector; ++k) {
+    bytes.lane[k] = __nv_cvt_float_to_fp8(codes.lane[k], __NV_SATFINITE, __NV_E4M3);
+  }
+  StorePack(fp8.codes + at, bytes);
+  if (first) {
+    fp8.scale[group % fp8.groups_per_row * fp8.scale_stride + group / fp8.groups_per_row] = scale;
   }
 }
 

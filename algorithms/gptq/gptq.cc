@@ -94,8 +94,7 @@ absl::StatusOr<QuantizedBlock> GptqBlockQuantizer::QuantizeBlock(
                            }));
     }
     if (request.progress) {
-      request.progress(static_cast<double>(i + 1) / static_cast<double>(linears.size()),
-                       std::nullopt);
+      request.progress(static_cast<double>(i + 1) / static_cast<double>(linears.size()));
     }
   }
   return result;

@@ -55,8 +55,7 @@ absl::StatusOr<QuantizedBlock> OptRtnBlockQuantizer::QuantizeBlock(
                                          *request.schemes[i], request.cancel));
     }
     if (request.progress) {
-      request.progress(static_cast<double>(i + 1) / static_cast<double>(linears.size()),
-                       std::nullopt);
+      request.progress(static_cast<double>(i + 1) / static_cast<double>(linears.size()));
     }
   }
   return result;

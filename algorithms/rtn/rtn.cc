@@ -93,8 +93,7 @@ absl::StatusOr<QuantizedBlock> RtnBlockQuantizer::QuantizeBlock(
                            QuantizeLayer(linears[i], stored_dtype_, *request.schemes[i]));
     }
     if (request.progress) {
-      request.progress(static_cast<double>(i + 1) / static_cast<double>(linears.size()),
-                       std::nullopt);
+      request.progress(static_cast<double>(i + 1) / static_cast<double>(linears.size()));
     }
   }
   return result;

@@ -54,12 +54,11 @@ class ObservedLinears {
 
   absl::StatusOr<QuantizedBlock> Quantize(BlockQuantizer& quantizer) {
     observed_.block = &block_;
-    return quantizer.QuantizeBlock({.observed = observed_,
-                                    .schemes = schemes_,
-                                    .cancel = cancel,
-                                    .progress = [this](double fraction, std::optional<double>) {
-                                      fractions.push_back(fraction);
-                                    }});
+    return quantizer.QuantizeBlock(
+        {.observed = observed_,
+         .schemes = schemes_,
+         .cancel = cancel,
+         .progress = [this](double fraction) { fractions.push_back(fraction); }});
   }
 
   LinearsOnlyBlock& block() { return block_; }

@@ -101,12 +101,12 @@ TEST_P(CudaScaleSearchTest, GivesTheCpusBits) {
   const auto [bits, group_size, symmetric, dtype] = GetParam();
   const QuantizationScheme scheme{.bits = bits, .group_size = group_size, .symmetric = symmetric};
   // Rows that do not fill the last tile of rows, columns that do not fill the last tile of columns.
-  at::Tensor weight = Random({37, 960}, 4).pow(3) * Random({37, 1}, 5).exp() * 0.02;
+  at::Tensor weight = Random({37, 1920}, 4).pow(3) * Random({37, 1}, 5).exp() * 0.02;
   weight[3].zero_();
   weight[5].abs_().mul_(1e-4);
   weight[6].neg_();
   weight = weight.to(dtype);
-  at::Tensor importance = Random({960}, 6).mul(2).exp();
+  at::Tensor importance = Random({1920}, 6).mul(2).exp();
   importance.narrow(0, 60, 140).zero_();
   const QParams cpu = SearchScales(weight, importance, scheme);
   for (const at::Device device : {at::kCUDA, at::kCPU}) {  // the importance's

@@ -86,16 +86,16 @@ TEST_P(CudaRoundingTest, GivesTheHostsBits) {
   const at::Tensor device_output = at::empty_like(weight.to(at::kCUDA));
   int64_t differing_factors = 0;
   for (int i = 0; i < 4; ++i) {
-    host.FakeQuantize(host_output);
-    device.FakeQuantize(device_output);
+    host.FakeQuantize({host_output});
+    device.FakeQuantize({device_output});
     ASSERT_TRUE(at::equal(device_output.cpu(), host_output)) << "step " << i;
     const at::Tensor gradient = at::randn(weight.sizes()).to(dtype);
     const DeviceRates host_rates(0.1F, 0.02F, i == 2, at::kCPU);
     const DeviceRates device_rates(0.1F, 0.02F, i == 2, at::kCUDA);
-    host.Step(gradient, host_rates.get(), host_output);
-    device.Step(gradient.to(at::kCUDA), device_rates.get(), device_output);
+    host.Step(gradient, host_rates.get(), {host_output});
+    device.Step(gradient.to(at::kCUDA), device_rates.get(), {device_output});
     const at::Tensor stepped = device_output.clone();
-    device.FakeQuantize(device_output);
+    device.FakeQuantize({device_output});
     ASSERT_TRUE(at::equal(stepped, device_output)) << "what a step writes, step " << i;
     ASSERT_TRUE(at::equal(device.value().cpu(), host.value())) << "step " << i;
     // The factors' gradients are sums in another order: a sum near zero may change its sign.
@@ -134,16 +134,16 @@ TEST_P(CudaLearnedScaleTest, GivesTheHostsBits) {
   const at::Tensor host_output = at::empty_like(weight);
   const at::Tensor device_output = at::empty_like(weight.to(at::kCUDA));
   for (int i = 0; i < 4; ++i) {
-    host.FakeQuantize(host_output);
-    device.FakeQuantize(device_output);
+    host.FakeQuantize({host_output});
+    device.FakeQuantize({device_output});
     ASSERT_TRUE(at::equal(device_output.cpu(), host_output)) << "step " << i;
     const at::Tensor gradient = at::randn(weight.sizes()).to(dtype);
     DeviceRates host_rates(0.1F, 0.02F, false, at::kCPU);
     DeviceRates device_rates(0.1F, 0.02F, false, at::kCUDA);
-    host.Step(gradient, host_rates.get(), host_output);
-    device.Step(gradient.to(at::kCUDA), device_rates.get(), device_output);
+    host.Step(gradient, host_rates.get(), {host_output});
+    device.Step(gradient.to(at::kCUDA), device_rates.get(), {device_output});
     const at::Tensor stepped = device_output.clone();
-    device.FakeQuantize(device_output);
+    device.FakeQuantize({device_output});
     ASSERT_TRUE(at::equal(stepped, device_output)) << "what a step writes, step " << i;
     ASSERT_TRUE(at::equal(device.position().cpu(), host.position())) << "step " << i;
     ASSERT_TRUE(at::equal(device.first_moment().cpu(), host.first_moment())) << "step " << i;
@@ -255,7 +255,7 @@ TEST_F(CudaTest, TunesABlockInEveryDtype) {
 
 TEST_F(CudaTest, StopsWhenCancelled) {
   TinyCase input(at::kCUDA, at::kBFloat16);
-  input.progress = [&](double, std::optional<double>) { input.cancel.Cancel(); };
+  input.progress = [&](double) { input.cancel.Cancel(); };
   AutoRoundOptions options;
   options.iterations = 100000;
   EXPECT_THAT(AutoRoundBlockQuantizer(at::kBFloat16, options).QuantizeBlock(input.Request()),

@@ -60,6 +60,7 @@ struct Subject {
         linear.rows.push_back(own.weight.size(0));
       }
       linear.weight = at::cat(weights);
+      linear.in_features = linear.weight.size(1);
       if (!biases.empty()) linear.bias = at::cat(biases);
     }
   }
@@ -78,7 +79,7 @@ struct Outcome {
 };
 
 Outcome RunPass(BlockPass& pass, const at::Tensor& hidden, const at::Tensor& output_gradient,
-            size_t count) {
+                size_t count) {
   const at::NoGradGuard no_grad;
   Outcome outcome;
   outcome.output = pass.Forward(hidden).to(at::kFloat);
@@ -111,13 +112,13 @@ TEST_P(FusedPassTest, AgreesWithAutogradInFloat32) {
   const at::Tensor hidden = at::randn({3, 24, 192}).to(at::kBFloat16).to(at::kFloat).cuda();
   const at::Tensor gradient = at::randn({3, 24, 192}).to(at::kBFloat16).to(at::kFloat).cuda();
 
-  EXPECT_EQ(FusedPass::Create(*exact.block, exact.rotary, exact.shared), nullptr)
+  EXPECT_EQ(FusedPass::Create(*exact.block, exact.rotary, exact.shared, false), nullptr)
       << "float32 has no flash attention";
   AutogradPass reference(*exact.block, exact.rotary, exact.no_fixed_weights, exact.shared);
   const Outcome expected = RunPass(reference, hidden, gradient, 4);
   AutogradPass rounded(*narrow.block, narrow.rotary, narrow.no_fixed_weights, narrow.shared);
   const Outcome eager = RunPass(rounded, hidden.to(dtype), gradient.to(dtype), 4);
-  const auto pass = FusedPass::Create(*fused.block, fused.rotary, fused.shared);
+  const auto pass = FusedPass::Create(*fused.block, fused.rotary, fused.shared, false);
   ASSERT_NE(pass, nullptr);
   const Outcome actual = RunPass(*pass, hidden.to(dtype), gradient.to(dtype), 4);
 
@@ -134,6 +135,52 @@ TEST_P(FusedPassTest, AgreesWithAutogradInFloat32) {
   const Outcome again = RunPass(*pass, hidden.to(dtype), gradient.to(dtype), 4);
   EXPECT_TRUE(again.output.equal(actual.output));
   for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(again.gradients[i].equal(actual.gradients[i])) << i;
+}
+
+// Weights that are codes times scales: those of an FP8 forward product are exact, so that the
+// errors are those of rounding activations and gradients to e4m3.
+TEST(FusedPassFp8Test, AgreesWithAutogradInFloat32) {
+  ASSERT_THAT(LoadCuda(), IsOk());
+  if (!HasFp8Products()) GTEST_SKIP() << "needs compute capability 9.0";
+  ModelConfig config = Config(/*heads=*/4, /*key_heads=*/2, /*head_dim=*/128, /*bias=*/true);
+  config.hidden_size = 512;
+  config.intermediate_size = 1024;
+  config.max_position_embeddings = 128;
+  for (const bool codes : {false, true}) {
+    Subject exact(config, at::kFloat);
+    Subject fused(config, at::kBFloat16);
+    exact.rotary = exact.model->MakeRotaryTable(128);
+    fused.rotary = fused.model->MakeRotaryTable(128);
+    at::manual_seed(9);
+    for (size_t i = 0; i < 4; ++i) {
+      const at::IntArrayRef sizes = exact.shared[i].weight.sizes();
+      const at::Tensor integers = at::randint(-8, 8, sizes, at::kFloat).cuda();
+      const at::Tensor scale =
+          (at::rand({sizes[1] / 128, sizes[0]}) * 0.01 + 0.005).to(at::kHalf).to(at::kFloat).cuda();
+      exact.shared[i].weight = integers * scale.t().repeat_interleave(128, 1);
+      fused.shared[i].weight = exact.shared[i].weight.to(at::kBFloat16);
+      if (codes) {
+        fused.shared[i].weight = at::Tensor();
+        fused.shared[i].codes = {integers.to(at::kFloat8_e4m3fn), scale.t()};
+      }
+    }
+    const at::Tensor hidden = at::randn({4, 128, 512}).to(at::kBFloat16).to(at::kFloat).cuda();
+    const at::Tensor gradient = at::randn({4, 128, 512}).to(at::kBFloat16).to(at::kFloat).cuda();
+    AutogradPass reference(*exact.block, exact.rotary, exact.no_fixed_weights, exact.shared);
+    const Outcome expected = RunPass(reference, hidden, gradient, 4);
+    const auto pass = FusedPass::Create(*fused.block, fused.rotary, fused.shared, /*fp8=*/true);
+    ASSERT_NE(pass, nullptr);
+    const Outcome actual = RunPass(*pass, hidden.to(at::kBFloat16), gradient.to(at::kBFloat16), 4);
+    EXPECT_LT(RelativeError(actual.output, expected.output), codes ? 0.05 : 0.01);
+    for (size_t i = 0; i < 4; ++i) {
+      const double error = RelativeError(actual.gradients[i], expected.gradients[i]);
+      EXPECT_LT(error, 0.1) << "SharedLinear " << i;
+      EXPECT_GT(error, 0.005) << "these products were not in FP8";
+    }
+    const Outcome again = RunPass(*pass, hidden.to(at::kBFloat16), gradient.to(at::kBFloat16), 4);
+    EXPECT_TRUE(again.output.equal(actual.output));
+    for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(again.gradients[i].equal(actual.gradients[i])) << i;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(

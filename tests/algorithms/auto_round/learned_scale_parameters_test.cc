@@ -67,7 +67,7 @@ TEST_P(LearnedScaleTest, StartsAsRoundingToTheSearchedScales) {
   EXPECT_TRUE(at::equal(record.scale, expected.scale));
   EXPECT_TRUE(at::equal(record.zero_point, expected.zero_point));
   const at::Tensor output = at::empty_like(weight);
-  parameters.FakeQuantize(output);
+  parameters.FakeQuantize({output});
   EXPECT_TRUE(at::equal(output, Dequantize(expected).to(at::kFloat)));
 }
 
@@ -78,9 +78,9 @@ TEST_P(LearnedScaleTest, RecordIsTheForwardPass) {
   Rates rates(4);
   for (rates.step = 0; rates.step < 4; ++rates.step) {
     const at::Tensor output = at::empty_like(weight);
-    parameters.FakeQuantize(output);
+    parameters.FakeQuantize({output});
     EXPECT_TRUE(at::equal(output, Dequantize(parameters.Record()).to(at::kFloat)));
-    parameters.Step(at::randn_like(weight), rates.get(), at::empty_like(weight));
+    parameters.Step(at::randn_like(weight), rates.get(), {at::empty_like(weight)});
   }
   const AffineQuantizedTensor record = parameters.Record();
   EXPECT_GE(record.int_data.min().item<int64_t>(), record.quant_min);
@@ -122,9 +122,9 @@ TEST_P(LearnedScaleTest, GradientsAreThoseOfAutograd) {
   const at::Tensor decoded = s0 * t * (codes - z);
   const auto expected = torch::autograd::grad({decoded}, {u, t}, {blocked(gradient)});
 
-  parameters.FakeQuantize(at::empty_like(weight));
+  parameters.FakeQuantize({at::empty_like(weight)});
   const Rates rates(30);
-  parameters.Step(gradient, rates.get(), at::empty_like(gradient));
+  parameters.Step(gradient, rates.get(), {at::empty_like(gradient)});
   EXPECT_TRUE(at::equal(blocked(parameters.first_moment()) * 2, expected[0]));
   const at::Tensor t_gradient = spread(parameters.factor_first_moment()) * 2;
   const at::Tensor terms = (blocked(gradient).abs() * (s0 * (codes - z)).abs()).sum({1, 3}, true);
@@ -148,9 +148,9 @@ TEST_P(LearnedScaleTest, StepsAreAdams) {
   const at::Tensor output = at::empty_like(weight);
   for (rates.step = 0; rates.step < 5; ++rates.step) {
     const at::Tensor before = parameters.first_moment().to(at::kDouble);
-    parameters.FakeQuantize(output);
+    parameters.FakeQuantize({output});
     const at::Tensor gradient = at::randn_like(weight);
-    parameters.Step(gradient, rates.get(), at::empty_like(gradient));
+    parameters.Step(gradient, rates.get(), {at::empty_like(gradient)});
     // The gradient that was used, from the moment it left (rounded to bfloat16).
     const at::Tensor g = (parameters.first_moment().to(at::kDouble) - 0.5 * before) * 2;
     m = 0.5 * m + 0.5 * g;
@@ -184,14 +184,14 @@ TEST(LearnedScaleParameters, GradientsWithoutMeaningMoveNothing) {
   const at::Tensor start = parameters.position().clone();
   Rates rates(20);
   for (rates.step = 0; rates.step < 20; ++rates.step) {
-    parameters.FakeQuantize(at::empty_like(weight));
+    parameters.FakeQuantize({at::empty_like(weight)});
     at::Tensor gradient = at::randn({4, 64}) * 1e-3;
     gradient.select(1, 5).zero_();
     gradient.select(1, 6).mul_(1e-13);
     gradient.select(1, 7).fill_(std::numeric_limits<float>::infinity());
     gradient.select(1, 8).fill_(std::numeric_limits<float>::quiet_NaN());
     gradient.narrow(1, 32, 32).zero_();  // a whole group
-    parameters.Step(gradient, rates.get(), at::empty_like(gradient));
+    parameters.Step(gradient, rates.get(), {at::empty_like(gradient)});
   }
   const at::Tensor moved = parameters.position() - start;
   EXPECT_TRUE(parameters.position().isfinite().all().item<bool>());
@@ -215,8 +215,8 @@ TEST(LearnedScaleParameters, ThreadsDoNotChangeBits) {
     Rates rates(3);
     const at::Tensor output = at::empty_like(weight);
     for (rates.step = 0; rates.step < 3; ++rates.step) {
-      parameters.FakeQuantize(output);
-      parameters.Step(gradient, rates.get(), at::empty_like(gradient));
+      parameters.FakeQuantize({output});
+      parameters.Step(gradient, rates.get(), {at::empty_like(gradient)});
     }
     results.push_back(
         at::cat({output.view({-1}), parameters.position().view({-1}), parameters.factor()}));

@@ -148,7 +148,7 @@ TEST(LearnedScale, ALossThatIsNoNumberFallsBackToTheStart) {
 
 TEST(LearnedScale, NeedsStatisticsAndStopsWhenCancelled) {
   TinyCase input;
-  input.progress = [&](double, std::optional<double>) { input.cancel.Cancel(); };
+  input.progress = [&](double) { input.cancel.Cancel(); };
   EXPECT_THAT(Tune(input, 100000), StatusIs(absl::StatusCode::kCancelled, _));
   TinyCase unobserved;
   unobserved.observed.statistics.clear();

@@ -56,7 +56,7 @@ TEST_P(RoundingParametersTest, StartsAsRtn) {
   const at::Tensor weight = RandomWeight();
   RoundingParameters parameters(weight, at::kBFloat16, scheme());
   const at::Tensor output = at::empty_like(weight);
-  parameters.FakeQuantize(output);
+  parameters.FakeQuantize({output});
   const AffineQuantizedTensor rtn = QuantizeRtn(weight, at::kBFloat16, scheme());
   EXPECT_TRUE(at::equal(output, Dequantize(rtn).to(at::kFloat)));
 }
@@ -66,7 +66,7 @@ TEST_P(RoundingParametersTest, ForwardIsTheStraightThroughFormula) {
   RoundingParameters parameters(weight, at::kBFloat16, scheme());
   Perturb(parameters);
   const at::Tensor output = at::empty_like(weight);
-  parameters.FakeQuantize(output);
+  parameters.FakeQuantize({output});
   const auto block = BlockSizeOf(scheme(), kRows, kColumns);
   const int64_t group = block[0] * block[1];
   const at::Tensor expected =
@@ -98,9 +98,9 @@ TEST_P(RoundingParametersTest, StepsAgainstTheSignsOfAutograd) {
   const at::Tensor value_before = parameters.value().clone();
   const at::Tensor alpha_before = parameters.alpha().clone();
   const at::Tensor beta_before = parameters.beta().clone();
-  parameters.FakeQuantize(at::empty_like(weight));
+  parameters.FakeQuantize({at::empty_like(weight)});
   const Rates rates;
-  parameters.Step(gradient, rates.get(), at::empty_like(gradient));
+  parameters.Step(gradient, rates.get(), {at::empty_like(gradient)});
 
   const at::Tensor value_sign =
       ((value_before - parameters.value()) / kRate).round().view({-1, group});
@@ -132,16 +132,16 @@ TEST_P(RoundingParametersTest, KeepsTheCodesOfTheForwardPassBeforeTheStep) {
   RoundingParameters parameters(weight, at::kBFloat16, scheme());
   Perturb(parameters);
   const at::Tensor best = at::empty_like(weight);
-  parameters.FakeQuantize(best);
+  parameters.FakeQuantize({best});
   Rates rates;
   rates.value = {0.5F, 0.5F};
   rates.range = {0.25F, 0.25F};
   rates.improved = 1;
-  parameters.Step(at::randn_like(weight), rates.get(), at::empty_like(weight));
+  parameters.Step(at::randn_like(weight), rates.get(), {at::empty_like(weight)});
   const at::Tensor later = at::empty_like(weight);
-  parameters.FakeQuantize(later);
+  parameters.FakeQuantize({later});
   rates.improved = 0;
-  parameters.Step(at::randn_like(weight), rates.get(), at::empty_like(weight));
+  parameters.Step(at::randn_like(weight), rates.get(), {at::empty_like(weight)});
 
   const AffineQuantizedTensor record = parameters.Record();
   EXPECT_TRUE(at::equal(Dequantize(record).to(at::kFloat), best));
@@ -165,12 +165,12 @@ TEST(RoundingParameters, TiedSidesBothStep) {
   QuantizationScheme scheme;
   scheme.group_size = 4;
   RoundingParameters parameters(weight, at::kFloat, scheme);
-  parameters.FakeQuantize(at::empty_like(weight));
+  parameters.FakeQuantize({at::empty_like(weight)});
   Rates rates;
   // The tie's scale is negative: 0.5 is -8 s, and -0.5 is clamped to 7 s, which grows with a
   // smaller range.
   parameters.Step(at::tensor({0.0F, -1.0F, 0.0F, 0.0F}).view({1, 4}), rates.get(),
-                  at::empty_like(weight));
+                  {at::empty_like(weight)});
   EXPECT_FLOAT_EQ(parameters.alpha().item<float>(), 1.0F - kRate);
   EXPECT_FLOAT_EQ(parameters.beta().item<float>(), 1.0F - kRate);
 }
@@ -186,9 +186,9 @@ TEST(RoundingParameters, FactorsStayBetweenZeroAndOne) {
     rates.range = {0.75F};
     const at::Tensor output = at::empty_like(weight);
     for (int i = 0; i < 6; ++i) {
-      parameters.FakeQuantize(output);
+      parameters.FakeQuantize({output});
       EXPECT_TRUE(output.isfinite().all().item<bool>());
-      parameters.Step(at::randn_like(weight), rates.get(), at::empty_like(weight));
+      parameters.Step(at::randn_like(weight), rates.get(), {at::empty_like(weight)});
       for (const at::Tensor& factor : {parameters.alpha(), parameters.beta()}) {
         EXPECT_GE(factor.min().item<float>(), 0.0F);
         EXPECT_LE(factor.max().item<float>(), 1.0F);
@@ -211,8 +211,8 @@ TEST(RoundingParameters, ThreadsDoNotChangeBits) {
     const Rates rates;
     const at::Tensor output = at::empty_like(weight);
     for (int i = 0; i < 3; ++i) {
-      parameters.FakeQuantize(output);
-      parameters.Step(gradient, rates.get(), at::empty_like(gradient));
+      parameters.FakeQuantize({output});
+      parameters.Step(gradient, rates.get(), {at::empty_like(gradient)});
     }
     results.push_back(at::cat(
         {output.view({-1}), parameters.value().view({-1}), parameters.alpha(), parameters.beta()}));
@@ -237,11 +237,11 @@ TEST(RoundingParameters, HalfPrecisionStorageGivesTheSameValues) {
     Rates rates;
     rates.improved = 1;
     for (int i = 0; i < 4; ++i) {
-      wide.FakeQuantize(wide_output);
-      narrow.FakeQuantize(narrow_output);
+      wide.FakeQuantize({wide_output});
+      narrow.FakeQuantize({narrow_output});
       EXPECT_TRUE(at::equal(narrow_output.to(at::kFloat), wide_output)) << dtype;
-      wide.Step(gradient, rates.get(), at::empty_like(gradient));
-      narrow.Step(gradient.to(dtype), rates.get(), at::empty_like(gradient.to(dtype)));
+      wide.Step(gradient, rates.get(), {at::empty_like(gradient)});
+      narrow.Step(gradient.to(dtype), rates.get(), {at::empty_like(gradient.to(dtype))});
     }
     EXPECT_TRUE(at::equal(wide.value(), narrow.value()));
     EXPECT_TRUE(at::equal(wide.Record().int_data, narrow.Record().int_data));

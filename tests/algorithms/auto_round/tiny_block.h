@@ -110,7 +110,7 @@ struct TinyCase {
   std::vector<std::optional<QuantizationScheme>> schemes;
   uint64_t seed = 42;
   CancellationToken cancel;
-  std::function<void(double, std::optional<double>)> progress;
+  std::function<void(double)> progress;
 };
 
 inline bool SameRecords(const QuantizedBlock& a, const QuantizedBlock& b) {
