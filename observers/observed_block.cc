@@ -17,7 +17,12 @@
 namespace ptq {
 namespace {
 
-// Runs the block over the samples for its statistics alone.
+// Importance says which columns count: more tokens than these hardly change it, and each costs a
+// forward pass.
+constexpr int64_t kImportanceTokens = 65536;
+
+// Runs the block over the samples for its statistics alone: Hessians of all, importance of evenly
+// spread micro-batches.
 std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at::Tensor& inputs,
                                              const RotaryTable& rotary, int64_t micro_batch,
                                              bool hessians) {
@@ -35,7 +40,9 @@ std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at
     shape.back() = block.linears()[index].weight.size(0);
     return at::zeros({1}, input.options()).expand(shape);
   };
-  for (int64_t begin = 0; begin < inputs.size(0); begin += micro_batch) {
+  const int64_t tokens = inputs.size(0) * inputs.size(1);
+  const int64_t every = hessians ? 1 : std::max<int64_t>(1, tokens / kImportanceTokens);
+  for (int64_t begin = 0; begin < inputs.size(0); begin += every * micro_batch) {
     const int64_t count = std::min(micro_batch, inputs.size(0) - begin);
     block.Forward(inputs.narrow(0, begin, count), rotary, apply);
   }

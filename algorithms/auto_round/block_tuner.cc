@@ -255,9 +255,25 @@ void BlockTuner::FakeQuantizeAll() {
   }
 }
 
+at::Tensor BlockTuner::NextBatch() const {
+  const int64_t bytes = inputs_.stride(0) * inputs_.element_size();
+  if (!inputs_.is_cuda() || bytes % 16 != 0) {
+    return inputs_.index_select(0,
+                                loss_inputs_.order.index_select(0, loss_inputs_.step).view({-1}));
+  }
+  at::Tensor batch = at::empty({batch_, inputs_.size(1), inputs_.size(2)}, inputs_.options());
+  CheckCuda(CudaKernels().gather({.inputs = inputs_.const_data_ptr(),
+                                  .order = loss_inputs_.order.const_data_ptr<int64_t>(),
+                                  .step = loss_inputs_.step.const_data_ptr<int64_t>(),
+                                  .output = batch.mutable_data_ptr(),
+                                  .batch = batch_,
+                                  .bytes = bytes},
+                                 CudaKernels().current_stream()));
+  return batch;
+}
+
 void BlockTuner::RunStep() {
-  const at::Tensor rows = loss_inputs_.order.index_select(0, loss_inputs_.step).view({-1});
-  const at::Tensor output = pass_->Forward(inputs_.index_select(0, rows));
+  const at::Tensor output = pass_->Forward(NextBatch());
   pass_->Backward(loss_->Gradient(output), [this](size_t index, const at::Tensor& gradient) {
     const SharedLinear& shared = shared_[index];
     for (size_t position = 0; position < shared.members.size(); ++position) {

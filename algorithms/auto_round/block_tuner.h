@@ -62,6 +62,7 @@ class BlockTuner {
   void MakePass();
   void ChooseGradientScale();
   void FakeQuantizeAll();
+  at::Tensor NextBatch() const;  // [batch, T, D]
   void RunStep();
   void CaptureStep();
 

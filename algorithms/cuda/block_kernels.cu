@@ -11,6 +11,17 @@
 namespace ptq {
 namespace {
 
+__global__ void __launch_bounds__(kThreads) GatherKernel(GatherSpans spans) {
+  const int64_t packs = spans.bytes / sizeof(uint4);
+  const int64_t sample = spans.order[*spans.step * spans.batch + blockIdx.y];
+  const auto* source = static_cast<const uint4*>(spans.inputs) + sample * packs;
+  auto* target = static_cast<uint4*>(spans.output) + blockIdx.y * packs;
+  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < packs;
+       i += gridDim.x * int64_t{kThreads}) {
+    target[i] = source[i];
+  }
+}
+
 // One block a row, which it holds in registers.
 template <typename T, int kPacks>
 __global__ void __launch_bounds__(kThreads) RmsNormKernel(RmsNormSpans spans) {
@@ -163,6 +174,16 @@ __global__ void __launch_bounds__(kThreads) GatedBackwardKernel(GatedSpans spans
 }
 
 }  // namespace
+
+int LaunchGather(const GatherSpans& spans, void* stream) {
+  if (spans.bytes % sizeof(uint4) != 0) return cudaErrorInvalidValue;
+  const int64_t blocks =
+      (spans.bytes / static_cast<int64_t>(sizeof(uint4)) + kThreads - 1) / kThreads;
+  const dim3 grid(static_cast<unsigned>(blocks < 4096 ? blocks : 4096),
+                  static_cast<unsigned>(spans.batch));
+  GatherKernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(spans);
+  return cudaGetLastError();
+}
 
 int LaunchRmsNorm(const RmsNormSpans& spans, void* stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);

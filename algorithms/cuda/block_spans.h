@@ -13,6 +13,16 @@
 
 namespace ptq {
 
+// The samples of step *step: output[i] = inputs[order[*step · batch + i]], `bytes` each.
+struct GatherSpans {
+  const void* inputs = nullptr;    // [samples, bytes]
+  const int64_t* order = nullptr;  // [steps, batch]
+  const int64_t* step = nullptr;   // [1]
+  void* output = nullptr;          // [batch, bytes]
+  int64_t batch = 0;
+  int64_t bytes = 0;  // a multiple of 16
+};
+
 // sum = input + branch (or input itself without a branch); output = RmsNorm(sum).
 struct RmsNormSpans {
   const void* input = nullptr;   // [rows, width]

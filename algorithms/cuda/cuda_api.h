@@ -32,7 +32,8 @@ struct CudaApi {
   int (*fake_quantize_positions)(const LearnedScaleState& state, void* stream);
   // StepPositions, StepFactors, and the next forward pass.
   int (*step_positions)(const LearnedScaleState& state, const StepRates& rates, void* stream);
-  // Between a block's products: block_spans.h.
+  // Around a block's products: block_spans.h.
+  int (*gather)(const GatherSpans& spans, void* stream);
   int (*rms_norm)(const RmsNormSpans& spans, void* stream);
   int (*rms_norm_backward)(const RmsNormBackwardSpans& spans, void* stream);
   int (*rotary)(const RotarySpans& spans, void* stream);

@@ -60,6 +60,7 @@ constexpr CudaApi kApi = {
     .metric_loss = LaunchMetricLoss,
     .fake_quantize_positions = LaunchFakeQuantizePositions,
     .step_positions = LaunchStepPositions,
+    .gather = LaunchGather,
     .rms_norm = LaunchRmsNorm,
     .rms_norm_backward = LaunchRmsNormBackward,
     .rotary = LaunchRotary,

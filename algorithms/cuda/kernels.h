@@ -19,6 +19,7 @@ int LaunchStepRounding(const RoundingState& state, const StepRates& rates, void*
 int LaunchTuningLoss(const TuningState& state, void* stream);
 int LaunchTuningDifference(const TuningState& state, void* stream);
 int LaunchMetricLoss(const TuningState& state, void* stream);
+int LaunchGather(const GatherSpans& spans, void* stream);
 int LaunchRmsNorm(const RmsNormSpans& spans, void* stream);
 int LaunchRmsNormBackward(const RmsNormBackwardSpans& spans, void* stream);
 int LaunchRotary(const RotarySpans& spans, void* stream);

@@ -27,32 +27,54 @@ __device__ GroupNow GroupAt(const LearnedScaleState& state, int64_t group) {
           r::RangeOf(state.bits, state.symmetric)};
 }
 
-// Steps `kVector` values from `at` on and returns the new positions; adds to the factor's gradient.
+// What a step reads of kVector values from `at` on.
+template <typename Word, int kVector>
+struct LoadedPack {
+  Pack<Word, kVector> gradients;
+  Pack<float, kVector> positions;
+  Pack<uint16_t, kVector> first;
+  Pack<uint16_t, kVector> second;
+};
+template <typename Word, int kVector>
+__device__ LoadedPack<Word, kVector> LoadAt(const LearnedScaleState& state, int64_t at) {
+  return {LoadPack<Word, kVector>(static_cast<const Word*>(state.gradient) + at),
+          LoadPack<float, kVector>(state.position + at),
+          LoadPack<uint16_t, kVector>(state.first_moment + at),
+          LoadPack<uint16_t, kVector>(state.second_moment + at)};
+}
+
+struct Rates {
+  float value;
+  float first_correction;
+  float second_correction;
+};
+__device__ Rates RatesNow(const StepRates& rates) {
+  const int64_t step = *rates.step;
+  return {rates.value[step], rates.first_correction[step], rates.second_correction[step]};
+}
+
+// Steps the values and returns the new positions; adds to the factor's gradient.
 template <typename Storage, int kVector>
 __device__ Pack<float, kVector> StepPack(const LearnedScaleState& state, const GroupNow& group,
-                                         float rate, float first_correction,
-                                         float second_correction, int64_t at, float& sum) {
-  using Word = typename Storage::Word;
-  const auto gradients = LoadPack<Word, kVector>(static_cast<const Word*>(state.gradient) + at);
-  auto positions = LoadPack<float, kVector>(state.position + at);
-  auto first = LoadPack<uint16_t, kVector>(state.first_moment + at);
-  auto second = LoadPack<uint16_t, kVector>(state.second_moment + at);
+                                         const Rates& rates,
+                                         LoadedPack<typename Storage::Word, kVector> pack,
+                                         int64_t at, float& sum) {
 #pragma unroll
   for (int k = 0; k < kVector; ++k) {
-    const float g = Storage::Load(gradients.lane[k]);
-    const r::Code code = r::ChooseCode(positions.lane[k], 0.0f, group.zero_point, group.range);
-    const r::AdamUpdate update =
-        r::AdamStep((g * group.scale) * code.inside, r::BFloat16::Load(first.lane[k]),
-                    r::BFloat16::Load(second.lane[k]), first_correction, second_correction);
-    first.lane[k] = r::BFloat16::Store(r::RoundToBFloat16(update.first));
-    second.lane[k] = r::BFloat16::Store(r::RoundToBFloat16(update.second));
-    positions.lane[k] -= rate * update.direction;
+    const float g = Storage::Load(pack.gradients.lane[k]);
+    const r::Code code = r::ChooseCode(pack.positions.lane[k], 0.0f, group.zero_point, group.range);
+    const r::AdamUpdate update = r::AdamStep(
+        (g * group.scale) * code.inside, r::BFloat16::Load(pack.first.lane[k]),
+        r::BFloat16::Load(pack.second.lane[k]), rates.first_correction, rates.second_correction);
+    pack.first.lane[k] = r::BFloat16::Store(r::RoundToBFloat16(update.first));
+    pack.second.lane[k] = r::BFloat16::Store(r::RoundToBFloat16(update.second));
+    pack.positions.lane[k] -= rates.value * update.direction;
     sum += g * (code.code - group.zero_point);
   }
-  StorePack(state.position + at, positions);
-  StorePack(state.first_moment + at, first);
-  StorePack(state.second_moment + at, second);
-  return positions;
+  StorePack(state.position + at, pack.positions);
+  StorePack(state.first_moment + at, pack.first);
+  StorePack(state.second_moment + at, pack.second);
+  return pack.positions;
 }
 
 template <typename Storage, typename Rounding, int kVector>
@@ -125,13 +147,14 @@ __global__ void __launch_bounds__(kThreads)
   if (index >= units) {
     return;
   }
-  const int64_t step = *rates.step;
+  const Rates current = RatesNow(rates);
   const WeightUnit unit = UnitAt(state, index);
   const GroupNow now = GroupAt(state, unit.group);
   float sum = 0.0f;
   for (int64_t i = lane * kVector; i < unit.length; i += kWarp * kVector) {
-    StepPack<Storage, kVector>(state, now, rates.value[step], rates.first_correction[step],
-                               rates.second_correction[step], unit.begin + i, sum);
+    const int64_t at = unit.begin + i;
+    StepPack<Storage, kVector>(state, now, current,
+                               LoadAt<typename Storage::Word, kVector>(state, at), at, sum);
   }
   sum = LaneSum<kWarp>(sum);
   if (lane == 0) {
@@ -159,28 +182,41 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The step and the next forward pass at once; kLanes lanes a group, whose values stay in registers.
-template <typename Storage, typename Rounding, int kLanes>
+// A lane has kGroups groups, for more loads in flight.
+template <typename Storage, typename Rounding, int kLanes, int kGroups>
 __global__ void __launch_bounds__(kThreads)
     StepGroupsKernel(LearnedScaleState state, StepRates rates) {
-  const int64_t thread = blockIdx.x * int64_t{kThreads} + threadIdx.x;
-  const int64_t group = thread / kLanes;
-  if (group >= state.groups) {
-    return;
+  using Word = typename Storage::Word;
+  constexpr int64_t kBlockGroups = kThreads / kLanes;
+  const int64_t first = blockIdx.x * kGroups * kBlockGroups + threadIdx.x / kLanes;
+  const int64_t offset = threadIdx.x % kLanes * kLanePack;
+  LoadedPack<Word, kLanePack> loaded[kGroups];
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const int64_t group = first + i * kBlockGroups;
+    if (group < state.groups) {
+      loaded[i] = LoadAt<Word, kLanePack>(state, group * state.group_size + offset);
+    }
   }
-  const int64_t at = thread * kLanePack;
-  const int64_t step = *rates.step;
-  GroupNow now = GroupAt(state, group);
-  float sum = 0.0f;
-  const auto positions =
-      StepPack<Storage, kLanePack>(state, now, rates.value[step], rates.first_correction[step],
-                                   rates.second_correction[step], at, sum);
-  const Factor factor = SteppedFactor(state, rates, group, LaneSum<kLanes>(sum));
-  __syncwarp(__activemask());  // all lanes have read the old factor
-  if (threadIdx.x % kLanes == 0) {
-    factor.Keep(state, group);
+  const Rates current = RatesNow(rates);
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const int64_t group = first + i * kBlockGroups;
+    if (group >= state.groups) {
+      return;
+    }
+    const int64_t at = group * state.group_size + offset;
+    GroupNow now = GroupAt(state, group);
+    float sum = 0.0f;
+    const auto positions = StepPack<Storage, kLanePack>(state, now, current, loaded[i], at, sum);
+    const Factor factor = SteppedFactor(state, rates, group, LaneSum<kLanes>(sum));
+    __syncwarp(__activemask());  // all lanes have read the old factor
+    if (offset == 0) {
+      factor.Keep(state, group);
+    }
+    now.scale = r::LearnedScale(state.start_scale[group], factor.value);
+    DecodePack<Storage, Rounding>(state, group, now, positions, at);
   }
-  now.scale = r::LearnedScale(state.start_scale[group], factor.value);
-  DecodePack<Storage, Rounding>(state, group, now, positions, at);
 }
 
 // Likewise, one block a group: the new positions are read back.
@@ -190,12 +226,13 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float scratch[kWarpsPerBlock];
   const int64_t group = blockIdx.x;
   const int64_t begin = group * state.group_size;
-  const int64_t step = *rates.step;
+  const Rates current = RatesNow(rates);
   GroupNow now = GroupAt(state, group);
   float sum = 0.0f;
   for (int64_t i = threadIdx.x * kVector; i < state.group_size; i += kThreads * kVector) {
-    StepPack<Storage, kVector>(state, now, rates.value[step], rates.first_correction[step],
-                               rates.second_correction[step], begin + i, sum);
+    StepPack<Storage, kVector>(state, now, current,
+                               LoadAt<typename Storage::Word, kVector>(state, begin + i), begin + i,
+                               sum);
   }
   const Factor factor = SteppedFactor(state, rates, group, BlockSum(sum, scratch));
   __syncthreads();  // all threads have read the old factor
@@ -227,8 +264,10 @@ void LaunchStep(const LearnedScaleState& state, const StepRates& rates, cudaStre
                     FourFit(state.group_size, state.fake_quantized, sizeof(Word));
   if (four && WithLanes(state.group_size, [&](auto lanes) {
         constexpr int kLanes = decltype(lanes)::value;
-        StepGroupsKernel<Storage, Rounding, kLanes>
-            <<<BlocksFor(state.groups, kThreads / kLanes), kThreads, 0, stream>>>(state, rates);
+        constexpr int kGroups = 2;
+        StepGroupsKernel<Storage, Rounding, kLanes, kGroups>
+            <<<BlocksFor(state.groups, kGroups * kThreads / kLanes), kThreads, 0, stream>>>(state,
+                                                                                            rates);
       })) {
     return;
   }
