@@ -132,6 +132,11 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
                          "paper.")
              ->type_name("N")
              ->capture_default_str());
+  tuning(AddChoice(command, "--tuning-precision", spec.tuning_precision, ParsePrecision,
+                   PrecisionName, absl::StrJoin(kPrecisionNames, "|"),
+                   "Of auto-round's matrix products while it tunes. fp8: faster, needs a bfloat16 "
+                   "model and an H100 or H200; bf16: no FP8, but the dtype that the model computes "
+                   "in; auto: fp8 where it is possible, though not with recipe paper."));
   tuning(command.add_option("--samples", spec.samples, "Calibration windows.")
              ->type_name("N")
              ->capture_default_str());
@@ -211,6 +216,7 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
     tuning.set_iterations(spec.EffectiveIterations());
     tuning.set_batch_size(spec.batch_size);
     tuning.set_fisher_tokens(spec.fisher_tokens);
+    tuning.set_tuning_precision(PrecisionName(spec.tuning_precision));
   }
   if (message.has_rtn()) message.mutable_rtn()->set_scale_rule(ScaleRuleName(spec.scale_rule));
   message.mutable_scheme()->set_bits(spec.bits);

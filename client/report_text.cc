@@ -53,8 +53,10 @@ std::string TuningLines(const Json& report) {
   std::string text;
   const auto iterations = Number(report, {"tuning", "iterations"});
   if (const Json* tuning = Find(report, {"tuning"}); tuning != nullptr && iterations) {
-    text += absl::StrFormat("\nRecipe: %s, %.0f iterations, %s\n", Text(*tuning, "recipe"),
-                            *iterations, Text(*tuning, "loss"));
+    const std::string precision = Text(*tuning, "precision");
+    text += absl::StrFormat("\nRecipe: %s, %.0f iterations, %s%s\n", Text(*tuning, "recipe"),
+                            *iterations, Text(*tuning, "loss"),
+                            precision.empty() ? "" : ", " + precision);
   }
   const auto tokens = Number(report, {"calibration", "tokens"});
   if (!tokens) return text;

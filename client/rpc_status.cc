@@ -149,6 +149,7 @@ std::string FlagForField(const std::string& field_path) {
       {"iterations", "--iterations"},
       {"batch_size", "--batch-size"},
       {"fisher_tokens", "--fisher-tokens"},
+      {"tuning_precision", "--tuning-precision"},
       {"seed", "--seed"},
       {"device", "--device"},
       {"format", "--format"},

@@ -27,9 +27,10 @@ namespace ptq {
 
 // What makes two runs the same job.
 struct JobIdentity {
-  Json spec;         // job.json without the paths of its inputs
-  Json inputs;       // their digests (DigestInputs)
-  Json environment;  // engine version, device kind, compute dtype: other ones give other bytes
+  Json spec;    // job.json without the paths of its inputs
+  Json inputs;  // their digests (DigestInputs)
+  // Engine version, device kind, compute dtype, precision of tuning: other ones give other bytes.
+  Json environment;
 };
 
 // Not thread-safe. Holds a lock on the folder for its lifetime.

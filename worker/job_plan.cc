@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
+#include "algorithms/auto_round/fp8.h"
 #include "common/file.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
@@ -73,6 +74,42 @@ ExportPlan JobPlan::MakeExportPlan() const {
   return plan;
 }
 
+std::string JobPlan::TuningPrecisionLabel() const {
+  if (tuning_precision == TuningPrecision::kFp8) return PrecisionName(PrecisionChoice::kFp8);
+  return compute.dtype == at::kBFloat16 ? PrecisionName(PrecisionChoice::kBf16)
+                                        : DtypeLabel(compute.dtype);
+}
+
+absl::StatusOr<TuningPrecision> ResolveTuningPrecision(const JobSpec& spec,
+                                                       const ComputeOptions& compute,
+                                                       bool fp8_products) {
+  const bool bfloat16 = compute.dtype == at::kBFloat16;
+  switch (spec.tuning_precision) {
+    case PrecisionChoice::kAuto:
+      return spec.algorithm == Algorithm::kAutoRound && spec.recipe != TuningRecipe::kPaper &&
+                     bfloat16 && fp8_products
+                 ? TuningPrecision::kFp8
+                 : TuningPrecision::kComputeDtype;
+    case PrecisionChoice::kBf16:
+      return TuningPrecision::kComputeDtype;
+    case PrecisionChoice::kFp8:
+      break;
+  }
+  if (!fp8_products) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "tuning_precision: fp8 needs a GPU of compute capability 9.0 (H100, H200), and %s is none; "
+        "choose auto or bf16, or run the job on such a GPU",
+        DeviceLabel(compute.device)));
+  }
+  if (!bfloat16) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "tuning_precision: fp8 needs a bfloat16 model, and this one is %s; choose auto, or convert "
+        "the checkpoint to bfloat16",
+        DtypeLabel(compute.dtype)));
+  }
+  return TuningPrecision::kFp8;
+}
+
 absl::StatusOr<JobPlan> PlanJob(const JobSpec& spec) {
   PTQ_RETURN_IF_ERROR(ValidateJobSpec(spec));
   JobPlan plan;
@@ -92,6 +129,9 @@ absl::StatusOr<JobPlan> PlanJob(const JobSpec& spec) {
   PTQ_ASSIGN_OR_RETURN(plan.stored_dtype, LinearDtype(plan.inspection, plan.schemes));
   PTQ_ASSIGN_OR_RETURN(plan.compute.device, SelectDevice(spec.device));
   plan.compute.dtype = ChooseComputeDtype(plan.compute.device, plan.stored_dtype);
+  PTQ_ASSIGN_OR_RETURN(plan.tuning_precision,
+                       ResolveTuningPrecision(spec, plan.compute,
+                                              plan.compute.device.is_cuda() && HasFp8Products()));
   const int64_t longest = std::max(spec.calibration.empty() ? 0 : spec.sequence_length,
                                    spec.evaluation.empty() ? 0 : spec.EffectiveEvaluationWindow());
   if (config.max_position_embeddings > 0 && longest > config.max_position_embeddings) {

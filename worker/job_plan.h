@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "algorithms/auto_round/auto_round.h"
 #include "formats/checkpoint_exporter.h"
 #include "formats/headers/inspect.h"
 #include "models/decoder_model.h"
@@ -23,10 +24,20 @@ struct JobPlan {
   // The dtype of the linear weights in the checkpoint, one for all.
   at::ScalarType stored_dtype = at::kFloat;
   ComputeOptions compute;
+  // Of auto-round's products while it tunes; never kAutomatic.
+  TuningPrecision tuning_precision = TuningPrecision::kComputeDtype;
   std::vector<std::string> warnings;  // sentences for the report
 
   ExportPlan MakeExportPlan() const;
+  // "fp8" or "bf16", or another compute dtype: "float32".
+  std::string TuningPrecisionLabel() const;
 };
+
+// What `spec` asks for on a device with or without `fp8_products` (HasFp8Products); kAutomatic
+// never. kFailedPrecondition: fp8 without them, or where the model does not compute in bfloat16.
+absl::StatusOr<TuningPrecision> ResolveTuningPrecision(const JobSpec& spec,
+                                                       const ComputeOptions& compute,
+                                                       bool fp8_products);
 
 // Checks the spec, the checkpoint's headers, the data files and the rules against each other, and
 // chooses the device. kInvalidArgument, kNotFound, kUnimplemented or kFailedPrecondition, naming

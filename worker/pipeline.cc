@@ -107,6 +107,7 @@ std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
           LearnsScales(plan.spec) ? AutoRoundMethod::kLearnedScale : AutoRoundMethod::kPaper;
       options.iterations = plan.spec.EffectiveIterations();
       options.batch_size = plan.spec.batch_size;
+      options.precision = plan.tuning_precision;
       return std::make_unique<AutoRoundBlockQuantizer>(plan.stored_dtype, options);
     }
     case Algorithm::kGptq:
@@ -136,11 +137,13 @@ std::string ModelDigest(const Json& inputs) { return Sha256Hex(DumpJson(inputs["
 std::string BaselineKey(const JobIdentity& identity, const at::Tensor& windows) {
   const std::string tokens =
       Sha256Hex({static_cast<const char*>(windows.const_data_ptr()), windows.nbytes()});
+  Json environment = identity.environment;
+  environment.erase("tuning_precision");
   return Sha256Hex(DumpJson(Json{{"model", ModelDigest(identity.inputs)},
                                  {"tokens", tokens},
                                  {"windows", windows.size(0)},
                                  {"length", windows.size(1)},
-                                 {"environment", identity.environment}}));
+                                 {"environment", environment}}));
 }
 
 }  // namespace
@@ -397,15 +400,14 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
 
   events_.Phase("quantize", 0);
   const std::vector<std::optional<QuantizationScheme>> schemes = SchemesOf(*block);
-  PTQ_ASSIGN_OR_RETURN(
-      QuantizedBlock quantized,
-      quantizer_->QuantizeBlock({.observed = observed,
-                                 .schemes = schemes,
-                                 .seed = MixSeed(plan_.spec.seed, index),
-                                 .cancel = cancel_,
-                                 .progress = [this](double fraction, std::optional<double>) {
-                                   events_.Phase("quantize", fraction);
-                                 }}));
+  PTQ_ASSIGN_OR_RETURN(QuantizedBlock quantized,
+                       quantizer_->QuantizeBlock({.observed = observed,
+                                                  .schemes = schemes,
+                                                  .seed = MixSeed(plan_.spec.seed, index),
+                                                  .cancel = cancel_,
+                                                  .progress = [this](double fraction) {
+                                                    events_.Phase("quantize", fraction);
+                                                  }}));
   PTQ_RETURN_IF_ERROR(cancel_.Check());
   result.loss_first = quantized.loss_first;
   result.loss_best = quantized.loss_best;

@@ -73,6 +73,7 @@ Json TuningToJson(const ReportInputs& inputs) {
   json["recipe"] = RecipeName(spec.recipe);
   json["iterations"] = iterations;
   json["batch_size"] = std::min(spec.batch_size, spec.samples);
+  json["precision"] = inputs.plan.TuningPrecisionLabel();
   if (spec.recipe == TuningRecipe::kPaper) {
     json["parameters"] = "rounding offsets V, range factors alpha and beta";
     json["optimizer"] = "signed gradient descent";

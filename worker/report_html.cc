@@ -325,6 +325,7 @@ std::string TuningTable(const Json& tuning) {
       {"recipe", text("", "recipe")},
       {"iterations", text("", "iterations")},
       {"samples a step", text("", "batch_size")},
+      {"precision", text("", "precision")},
       {"parameters", text("", "parameters")},
       {"optimizer", Facts({text("", "optimizer"), figure("first decay ", "first_decay"),
                            figure("second decay ", "second_decay")})},

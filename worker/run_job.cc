@@ -72,6 +72,9 @@ JobIdentity MakeIdentity(const JobPlan& plan, Json inputs) {
   identity.environment = {{"engine_version", EngineVersion()},
                           {"device", plan.compute.device.is_cpu() ? "cpu" : "cuda"},
                           {"compute_dtype", DtypeLabel(plan.compute.dtype)}};
+  if (plan.spec.algorithm == Algorithm::kAutoRound) {
+    identity.environment["tuning_precision"] = plan.TuningPrecisionLabel();
+  }
   return identity;
 }
 

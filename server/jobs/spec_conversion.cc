@@ -27,6 +27,7 @@ constexpr std::pair<const char*, const char*> kFieldPaths[] = {
     {"iterations", "spec.auto_round.iterations"},
     {"batch_size", "spec.auto_round.batch_size"},
     {"fisher_tokens", "spec.auto_round.fisher_tokens"},
+    {"tuning_precision", "spec.auto_round.tuning_precision"},
     {"samples", "spec.calibration.samples"},
     {"sequence_length", "spec.calibration.sequence_length"},
     {"seed", "spec.seed"},
@@ -69,6 +70,13 @@ absl::Status ConvertAlgorithm(const v1::QuantizationSpec& spec, JobSpec& result)
   if (tuning.has_iterations()) result.iterations = tuning.iterations();
   if (tuning.has_batch_size()) result.batch_size = tuning.batch_size();
   if (tuning.has_fisher_tokens()) result.fisher_tokens = tuning.fisher_tokens();
+  if (!tuning.tuning_precision().empty()) {
+    auto precision = ParsePrecision(tuning.tuning_precision());
+    if (!precision.ok()) {
+      return InvalidField("spec.auto_round.tuning_precision", Message(precision.status()));
+    }
+    result.tuning_precision = *precision;
+  }
   return absl::OkStatus();
 }
 

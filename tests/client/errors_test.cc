@@ -144,6 +144,8 @@ INSTANTIATE_TEST_SUITE_P(
                       FieldCase{"spec.auto_round.recipe", "--recipe"},
                       FieldCase{"spec.auto_round.fisher_tokens", "--fisher-tokens"},
                       FieldCase{"fisher_tokens", "--fisher-tokens"},
+                      FieldCase{"spec.auto_round.tuning_precision", "--tuning-precision"},
+                      FieldCase{"tuning_precision", "--tuning-precision"},
                       FieldCase{"spec.output_format", "--format"},
                       FieldCase{"labels[team]", "--label"}, FieldCase{"request_id", "--request-id"},
                       FieldCase{"source.manifest.model", ""}, FieldCase{"parent", ""}));

@@ -50,6 +50,7 @@ TEST(JobFlagsTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(spec.auto_round().iterations(), 60);
   EXPECT_EQ(spec.auto_round().batch_size(), 8);
   EXPECT_EQ(spec.auto_round().fisher_tokens(), -1);
+  EXPECT_EQ(spec.auto_round().tuning_precision(), "auto");
   EXPECT_EQ(spec.scheme().bits(), 4);
   EXPECT_EQ(spec.scheme().group_size(), 128);
   EXPECT_FALSE(spec.scheme().asymmetric());
@@ -111,6 +112,8 @@ INSTANTIATE_TEST_SUITE_P(
         FlagCase{{"--fisher-tokens", "0"},
                  [](R& r) { r.mutable_spec()->mutable_auto_round()->set_fisher_tokens(0); }},
         FlagCase{{"--fisher-tokens", "-1"}, [](R&) {}}, FlagCase{{"--iterations", "0"}, [](R&) {}},
+        FlagCase{{"--tuning-precision", "fp8"},
+                 [](R& r) { r.mutable_spec()->mutable_auto_round()->set_tuning_precision("fp8"); }},
         FlagCase{{"--iterations", "7"},
                  [](R& r) { r.mutable_spec()->mutable_auto_round()->set_iterations(7); }},
         FlagCase{{"--batch-size", "2"},
@@ -179,12 +182,16 @@ TEST(JobFlagsTest, WrongValuesNameTheFlag) {
                        StartsWith("--fisher-tokens: the paper's recipe has no Fisher metric")));
   EXPECT_THROW(Parse({"--algorithm", "magic"}), CLI::ValidationError);
   EXPECT_THROW(Parse({"--recipe", "quick"}), CLI::ValidationError);
+  EXPECT_THROW(Parse({"--tuning-precision", "fp16"}), CLI::ValidationError);
   EXPECT_THROW(Parse({"--unknown"}), CLI::ParseError);
 }
 
 TEST(JobFlagsTest, AutoRoundsFlagsAreRefusedForOtherAlgorithms) {
-  const std::vector<std::pair<std::string, std::string>> flags = {
-      {"--recipe", "best"}, {"--iterations", "7"}, {"--batch-size", "2"}, {"--fisher-tokens", "0"}};
+  const std::vector<std::pair<std::string, std::string>> flags = {{"--recipe", "best"},
+                                                                  {"--iterations", "7"},
+                                                                  {"--batch-size", "2"},
+                                                                  {"--fisher-tokens", "0"},
+                                                                  {"--tuning-precision", "bf16"}};
   for (const auto& [flag, value] : flags) {
     EXPECT_THAT(ValidateJobFlags(Parse({"--algorithm", "rtn", flag, value})),
                 StatusIs(absl::StatusCode::kInvalidArgument,

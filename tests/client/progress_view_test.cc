@@ -232,6 +232,9 @@ TEST(ReportTextTest, DetailsNameTheRecipeAndJudgeTheCalibration) {
             "\nRecipe: fast, 20 iterations, Fisher metric\n"
             "Calibration: 2048 tokens; errors on held-out text are 13 % above those on it\n"
             "\nTime: fisher 2.5 s, quantize 26.0 s (search 3.5 s)\n");
+  EXPECT_EQ(details(R"({"tuning": {"recipe": "paper", "iterations": 200, "precision": "bf16",
+    "loss": "squared error"}})"),
+            "\nRecipe: paper, 200 iterations, squared error, bf16\n");
   EXPECT_EQ(details(R"({"calibration": {"tokens": 2048, "held_out_ratio": 0.95}})"),
             "\nCalibration: 2048 tokens; errors on held-out text are 5 % below those on it\n");
   EXPECT_EQ(details(R"({"tuning": null, "calibration": {"tokens": 2048},

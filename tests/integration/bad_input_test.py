@@ -167,6 +167,7 @@ FLAGS = {
     "torchao's rule for gptq": (["--group-size", "32", "--algorithm", "gptq", "--scale-rule", "torchao"], r"scale.rule|torchao"),
     "an unknown algorithm": (["--algorithm", "magic"], r"magic"),
     "an unknown recipe": (["--recipe", "quick"], r"quick.*paper, fast, default, best"),
+    "an unknown precision": (["--tuning-precision", "fp16"], r"fp16.*auto, bf16, fp8"),
     "auto-round's iterations for rtn": (["--group-size", "32", "--iterations", "5"], r"--iterations: 5.*auto-round"),
     "gptq without calibration": (["--algorithm", "gptq", "--group-size", "32"], r"--calibration"),
     "a request id that is none": (["--group-size", "32", "--request-id", "x"], r"request"),

@@ -147,6 +147,9 @@ def test_the_baseline_cache_changes_no_figure(tiny_model, tmp_path):
                for name in ("a", "b")]
     assert [r.pop("baseline_from_cache") for r in reports] == [False, True]
     assert reports[0] == reports[1]
+    tuned = spec | CALIBRATED | {"algorithm": "auto-round", "calibration": str(CALIBRATION), "iterations": 1}
+    report = Worker(tmp_path / "tuned", tuned, "--cache-dir", tmp_path / "cache").finish(0).report["evaluation"]
+    assert report["baseline_from_cache"] and report["baseline"] == reports[0]["baseline"]
 
 
 def test_resume_after_sigkill_gives_the_same_bytes(tiny_model, tmp_path, undisturbed):
@@ -213,6 +216,19 @@ def test_a_recipe_with_a_fisher_pass_resumes_to_the_same_bytes(tiny_model, tmp_p
     for part in ("tuning", "calibration", "warnings"):
         assert worker.report[part] == tuned.report[part]
     assert not (output / ".ptq-worker").exists()
+
+
+def test_blocks_tuned_in_another_precision_are_done_again(tiny_model, tmp_path, tuned):
+    output = tmp_path / "out"
+    kill_after_first_block(output, spec_of(tiny_model, **TUNED))
+    record = output / ".ptq-worker" / "job.json"
+    job = json.loads(record.read_text())
+    job["environment"]["tuning_precision"] = "another"
+    record.write_text(json.dumps(job))
+    worker = run(output, spec_of(tiny_model, **TUNED))
+    assert worker.of_type("started")[0]["blocks_resumed"] == 0
+    assert worker.events[-1]["result_digest"] == tuned.events[-1]["result_digest"]
+    assert any('discarded: tuning_precision is "another" there' in w for w in worker.report["warnings"])
 
 
 def kill_after_last_block(output, spec):
@@ -287,6 +303,10 @@ def test_the_report_describes_the_tuning_and_the_calibration(tuned):
     report = tuned.report
     tuning = report["tuning"]
     assert tuning["recipe"] == "fast" and tuning["iterations"] == 20 and tuning["batch_size"] == 8
+    compute_dtype = report["environment"]["compute_dtype"]
+    assert report["spec"]["tuning_precision"] == "auto"
+    assert tuning["precision"] == report["environment"]["tuning_precision"]
+    assert tuning["precision"] in ("bf16", "fp8") if compute_dtype == "bfloat16" else tuning["precision"] == compute_dtype
     assert tuning["optimizer"] == "Adam" and tuning["schedule"] == "cosine" and tuning["kept"] == "last step"
     assert tuning["loss"] == "Fisher metric" and tuning["fisher_tokens"] == 16 * 128
     assert 0 < tuning["fisher_weight"] < 1 and 0 < tuning["scale_learning_rate"] < tuning["learning_rate"]
@@ -395,6 +415,8 @@ def test_a_stray_temporary_file_is_swept_away(tiny_model, tmp_path, undisturbed)
     ({"algorithm": "gptq", "calibration": ""}, "calibration"), ({"seed": -1}, "seed"),
     ({"algorithm": "gptq", "iterations": 5}, "iterations: 5 goes with algorithm auto-round alone"),
     ({"recipe": "paper", "fisher_tokens": 0}, "no Fisher metric"), ({"recipe": "quick"}, "quick"),
+    ({"tuning_precision": "fp8", "device": "cpu"}, "tuning_precision: fp8 needs a GPU of compute capability 9.0"),
+    ({"algorithm": "rtn", "tuning_precision": "fp8"}, "tuning_precision: fp8 goes with algorithm auto-round alone"),
     ({"evaluation": "text.pdf"}, "text.pdf")])
 def test_a_bad_spec_exits_2_with_one_sentence(tiny_model, tmp_path, change, expected):
     worker = run(tmp_path / "out", {**spec_of(tiny_model, group_size=32), **change}, code=2)

@@ -422,11 +422,13 @@ TEST_F(JobManagerTest, ARecipesIterationsAreTheSameWorkNamedOrNot) {
     EXPECT_THAT(record, IsOk());
     return record.ok() ? record->job.action_digest().hash() : "";
   };
-  EXPECT_EQ(digest(""), digest("recipe: 'default' iterations: 60 fisher_tokens: -1"));
+  EXPECT_EQ(digest(""), digest("recipe: 'default' iterations: 60 fisher_tokens: -1 "
+                               "tuning_precision: 'auto'"));
   EXPECT_EQ(digest("recipe: 'paper'"), digest("recipe: 'paper' iterations: 200"));
   EXPECT_NE(digest(""), digest("iterations: 61"));
   EXPECT_NE(digest("recipe: 'paper' iterations: 60"), digest("iterations: 60"));
   EXPECT_NE(digest(""), digest("fisher_tokens: 0"));
+  EXPECT_NE(digest(""), digest("tuning_precision: 'bf16'"));
 }
 
 TEST_F(JobManagerTest, ARewrittenServerPathIsOtherWorkAndFailsTheOldJob) {

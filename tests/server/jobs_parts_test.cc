@@ -169,6 +169,7 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   spec.mutable_auto_round()->set_iterations(5);
   spec.mutable_auto_round()->set_batch_size(2);
   spec.mutable_auto_round()->set_fisher_tokens(0);
+  spec.mutable_auto_round()->set_tuning_precision("fp8");
   spec.mutable_scheme()->set_bits(3);
   spec.mutable_scheme()->set_group_size(-1);
   spec.mutable_scheme()->set_asymmetric(true);
@@ -191,6 +192,7 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   EXPECT_EQ(job.iterations, 5);
   EXPECT_EQ(job.batch_size, 2);
   EXPECT_EQ(job.fisher_tokens, 0);
+  EXPECT_EQ(job.tuning_precision, PrecisionChoice::kFp8);
   EXPECT_EQ(job.bits, 3);
   EXPECT_EQ(job.group_size, -1);
   EXPECT_TRUE(job.asymmetric);
@@ -251,6 +253,8 @@ TEST(SpecConversionTest, ErrorsNameTheFieldOfTheRequest) {
               a.set_fisher_tokens(4096);
             }),
             "spec.auto_round.fisher_tokens");
+  EXPECT_EQ(tuning_field([](v1::AutoRound& a) { a.set_tuning_precision("fp16"); }),
+            "spec.auto_round.tuning_precision");
   EXPECT_EQ(field([](Spec& s) { s.set_output_format("gguf"); }), "spec.output_format");
   EXPECT_EQ(field([](Spec& s) { s.add_rules()->set_pattern("("); }), "spec.rules");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_device("tpu"); }),

@@ -115,6 +115,9 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   if (key == "iterations") return Assign(key, value, &spec->iterations);
   if (key == "batch_size") return Assign(key, value, &spec->batch_size);
   if (key == "fisher_tokens") return Assign(key, value, &spec->fisher_tokens);
+  if (key == "tuning_precision") {
+    return AssignName(key, value, ParsePrecision, &spec->tuning_precision);
+  }
   if (key == "samples") return Assign(key, value, &spec->samples);
   if (key == "sequence_length") return Assign(key, value, &spec->sequence_length);
   if (key == "seed") return Assign(key, value, &spec->seed);
@@ -156,6 +159,9 @@ absl::Status CheckTuning(const JobSpec& spec) {
   if (spec.fisher_tokens != defaults.fisher_tokens) {
     return refuse("fisher_tokens", spec.fisher_tokens);
   }
+  if (spec.tuning_precision != defaults.tuning_precision) {
+    return refuse("tuning_precision", PrecisionName(spec.tuning_precision));
+  }
   return absl::OkStatus();
 }
 
@@ -168,6 +174,9 @@ const char* DeviceName(DeviceChoice device) { return kDeviceNames[static_cast<si
 const char* OutputFormatName(OutputFormat format) {
   return kOutputFormatNames[static_cast<size_t>(format)];
 }
+const char* PrecisionName(PrecisionChoice precision) {
+  return kPrecisionNames[static_cast<size_t>(precision)];
+}
 const char* RecipeName(TuningRecipe recipe) { return kRecipeNames[static_cast<size_t>(recipe)]; }
 const char* ScaleRuleName(ScaleRule rule) { return kScaleRuleNames[static_cast<size_t>(rule)]; }
 
@@ -179,6 +188,9 @@ absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name) {
 }
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name) {
   return ParseName<OutputFormat>(kOutputFormatNames, name);
+}
+absl::StatusOr<PrecisionChoice> ParsePrecision(const std::string& name) {
+  return ParseName<PrecisionChoice>(kPrecisionNames, name);
 }
 absl::StatusOr<TuningRecipe> ParseRecipe(const std::string& name) {
   return ParseName<TuningRecipe>(kRecipeNames, name);
@@ -201,6 +213,7 @@ Json JobSpecToJson(const JobSpec& spec) {
   json["iterations"] = spec.iterations;
   json["batch_size"] = spec.batch_size;
   json["fisher_tokens"] = spec.fisher_tokens;
+  json["tuning_precision"] = PrecisionName(spec.tuning_precision);
   json["samples"] = spec.samples;
   json["sequence_length"] = spec.sequence_length;
   json["seed"] = spec.seed;

@@ -29,15 +29,21 @@ inline constexpr std::array kScaleRuleNames = {"full-range", "torchao"};
 enum class TuningRecipe { kPaper, kFast, kDefault, kBest };
 inline constexpr std::array kRecipeNames = {"paper", "fast", "default", "best"};
 inline constexpr std::array<int64_t, kRecipeNames.size()> kRecipeIterations = {200, 20, 60, 100};
+// Of auto-round's products while it tunes a block. Bf16: the compute dtype, which need not be
+// bfloat16. Auto: fp8 where the device and the model allow it, with every recipe but paper.
+enum class PrecisionChoice { kAuto, kBf16, kFp8 };
+inline constexpr std::array kPrecisionNames = {"auto", "bf16", "fp8"};
 
 const char* AlgorithmName(Algorithm algorithm);
 const char* DeviceName(DeviceChoice device);
 const char* OutputFormatName(OutputFormat format);
+const char* PrecisionName(PrecisionChoice precision);
 const char* RecipeName(TuningRecipe recipe);
 const char* ScaleRuleName(ScaleRule rule);
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name);
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name);
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name);
+absl::StatusOr<PrecisionChoice> ParsePrecision(const std::string& name);
 absl::StatusOr<TuningRecipe> ParseRecipe(const std::string& name);
 absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name);
 
@@ -58,6 +64,8 @@ struct JobSpec {
   // Calibration tokens that auto-round's Fisher metric is estimated from, not with recipe paper.
   // -1: the smaller of the data and max(16384, 16 * width); 0: plain mean squared error.
   int64_t fisher_tokens = -1;
+  // Of auto-round's products while it tunes.
+  PrecisionChoice tuning_precision = PrecisionChoice::kAuto;
   int64_t samples = 128;  // calibration windows
   int64_t sequence_length = 2048;
   uint64_t seed = 42;

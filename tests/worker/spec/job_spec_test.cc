@@ -34,8 +34,8 @@ TEST(JobSpecTest, JsonHasEveryKeyInOrderWithItsDefault) {
   EXPECT_EQ(DumpJson(JobSpecToJson(spec)),
             R"({"model":"m","calibration":"","evaluation":"","algorithm":"auto-round","bits":4,)"
             R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","recipe":"default",)"
-            R"("iterations":0,"batch_size":8,"fisher_tokens":-1,"samples":128,)"
-            R"("sequence_length":2048,"seed":42,"device":"auto",)"
+            R"("iterations":0,"batch_size":8,"fisher_tokens":-1,"tuning_precision":"auto",)"
+            R"("samples":128,"sequence_length":2048,"seed":42,"device":"auto",)"
             R"("evaluation_window":0,"evaluation_samples":128,"format":"affine","rule":[]})");
 }
 
@@ -53,6 +53,7 @@ TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
   spec.iterations = 7;
   spec.batch_size = 2;
   spec.fisher_tokens = 4096;
+  spec.tuning_precision = PrecisionChoice::kFp8;
   spec.samples = 5;
   spec.sequence_length = 64;
   spec.seed = ~uint64_t{0};
@@ -104,6 +105,8 @@ TEST(JobSpecTest, RefusesWrongTypesByKey) {
       {"iterations", "1e2"},
       {"batch_size", "null"},
       {"fisher_tokens", "\"all\""},
+      {"tuning_precision", "\"fp16\""},
+      {"tuning_precision", "8"},
       {"samples", "{}"},
       {"samples", "9223372036854775808"},
       {"sequence_length", "\"\""},
@@ -143,11 +146,16 @@ TEST(JobSpecTest, NamesAreTheFlagsValues) {
     PTQ_ASSERT_OK_AND_ASSIGN(const TuningRecipe recipe, ParseRecipe(name));
     EXPECT_STREQ(RecipeName(recipe), name);
   }
+  for (const char* name : {"auto", "bf16", "fp8"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const PrecisionChoice precision, ParsePrecision(name));
+    EXPECT_STREQ(PrecisionName(precision), name);
+  }
   EXPECT_THAT(ParseAlgorithm("AWQ"),
               StatusIs(kInvalid, "\"AWQ\" is none of auto-round, gptq, opt-rtn, rtn"));
   EXPECT_EQ(*ParseAlgorithm("auto-round"), Algorithm::kAutoRound);
   EXPECT_EQ(*ParseScaleRule("torchao"), ScaleRule::kTorchao);
   EXPECT_EQ(*ParseRecipe("best"), TuningRecipe::kBest);
+  EXPECT_EQ(*ParsePrecision("bf16"), PrecisionChoice::kBf16);
   EXPECT_THAT(ParseRecipe("Paper"),
               StatusIs(kInvalid, "\"Paper\" is none of paper, fast, default, best"));
 }
@@ -178,6 +186,8 @@ TEST(ValidateJobSpecTest, AcceptsTheDefaultsAndTheEdges) {
   EXPECT_THAT(ValidateJobSpec(spec), IsOk());
   spec = GoodSpec();
   spec.recipe = TuningRecipe::kPaper;
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
+  spec.tuning_precision = PrecisionChoice::kFp8;
   EXPECT_THAT(ValidateJobSpec(spec), IsOk());
   spec = GoodSpec();
   spec.algorithm = Algorithm::kRtn;
@@ -244,7 +254,9 @@ TEST(ValidateJobSpecTest, AutoRoundsOptionsGoWithAutoRoundAlone) {
       {[](JobSpec* s) { s->recipe = TuningRecipe::kPaper; }, "recipe: paper "},
       {[](JobSpec* s) { s->iterations = 5; }, "iterations: 5 "},
       {[](JobSpec* s) { s->batch_size = 4; }, "batch_size: 4 "},
-      {[](JobSpec* s) { s->fisher_tokens = 0; }, "fisher_tokens: 0 "}};
+      {[](JobSpec* s) { s->fisher_tokens = 0; }, "fisher_tokens: 0 "},
+      {[](JobSpec* s) { s->tuning_precision = PrecisionChoice::kBf16; },
+       "tuning_precision: bf16 "}};
   for (const auto& [change, start] : cases) {
     JobSpec spec = GoodSpec();
     change(&spec);
