@@ -195,8 +195,7 @@ void BlockTuner::MakeSharedLinears() {
 
 // Whether e4m3 holds all codes q - z, and an FP8 product takes a scale for each group.
 bool BlockTuner::HasFp8Codes(const SharedLinear& shared) const {
-  return IsFp8Product(batch_ * inputs_.size(1), shared.out_features(), shared.in_features,
-                      /*tiles=*/false) &&
+  return IsFp8Product(batch_ * inputs_.size(1), shared.out_features(), shared.in_features) &&
          std::all_of(shared.members.begin(), shared.members.end(), [this](size_t member) {
            return schemes_[member]->bits <= 4 && schemes_[member]->group_size == 128;
          });

@@ -16,10 +16,12 @@ bool HasFp8Products() {
   return LoadedCuda() != nullptr && CudaKernels().compute_capability() == kHopper;
 }
 
-bool IsFp8Product(int64_t m, int64_t n, int64_t k, bool tiles) {
-  // Rows of tile scales begin at multiples of 16 bytes.
-  return m % kBlock == 0 && n % kBlock == 0 && k % kBlock == 0 && (!tiles || k / kBlock % 4 == 0);
+bool IsFp8Product(int64_t m, int64_t n, int64_t k) {
+  return m % kBlock == 0 && n % kBlock == 0 && k % kBlock == 0;
 }
+
+// Their rows begin at multiples of 16 bytes.
+bool TakesTileScales(int64_t k) { return k / kBlock % 4 == 0; }
 
 at::Tensor Fp8Product(const Fp8Operand& a, const Fp8Operand& b) {
   return at::_scaled_mm(a.values, b.values.t(), a.scale, b.scale.t(), /*bias=*/{},

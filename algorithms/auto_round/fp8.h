@@ -22,8 +22,10 @@ struct Fp8Operand {
 // Whether the current device has these products: compute capability 9.0, CUDA loaded.
 bool HasFp8Products();
 
-// Whether a [m, k] times [n, k]ᵀ can be one; with tile scales of the second operand if `tiles`.
-bool IsFp8Product(int64_t m, int64_t n, int64_t k, bool tiles);
+// Whether a [m, k] times [n, k]ᵀ can be one, and whether the second operand may have tile scales,
+// which are faster.
+bool IsFp8Product(int64_t m, int64_t n, int64_t k);
+bool TakesTileScales(int64_t k);
 
 // a · bᵀ in bfloat16 [m, n], summed in float32 throughout. Only b may have tile scales.
 at::Tensor Fp8Product(const Fp8Operand& a, const Fp8Operand& b);

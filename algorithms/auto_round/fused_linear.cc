@@ -5,7 +5,7 @@
 namespace ptq {
 
 bool FusedLinear::HasFp8WeightGradient(int64_t tokens) const {
-  return fp8_ && IsFp8Product(shared_.out_features(), shared_.in_features, tokens, /*tiles=*/true);
+  return fp8_ && IsFp8Product(shared_.out_features(), shared_.in_features, tokens);
 }
 
 Fp8Wanted FusedLinear::InputLayouts(int64_t tokens) const {
@@ -14,7 +14,7 @@ Fp8Wanted FusedLinear::InputLayouts(int64_t tokens) const {
   return {.wide = !fp8_forward || !fp8_backward,
           .rows = fp8_forward,
           .columns = fp8_backward,
-          .tile_scales = true};
+          .tile_scales = TakesTileScales(tokens)};
 }
 
 at::Tensor FusedLinear::Forward(Fp8Layouts& input) const {
@@ -34,8 +34,7 @@ at::Tensor FusedLinear::Forward(Fp8Layouts& input) const {
 
 Fp8Wanted FusedLinear::GradientLayouts(int64_t tokens, bool of_input) const {
   const bool fp8_input =
-      of_input && fp8_ &&
-      IsFp8Product(tokens, shared_.in_features, shared_.out_features(), /*tiles=*/true);
+      of_input && fp8_ && IsFp8Product(tokens, shared_.in_features, shared_.out_features());
   const bool fp8_weight = HasFp8WeightGradient(tokens);
   return {.wide = (of_input && !fp8_input) || !fp8_weight,
           .rows = fp8_input,
@@ -45,7 +44,8 @@ Fp8Wanted FusedLinear::GradientLayouts(int64_t tokens, bool of_input) const {
 
 at::Tensor FusedLinear::InputGradient(const Fp8Layouts& gradient) const {
   if (!gradient.rows.defined()) return at::mm(gradient.wide, shared_.weight);
-  const Fp8Wanted transposed = {.columns = true, .tile_scales = true};
+  const Fp8Wanted transposed = {.columns = true,
+                                .tile_scales = TakesTileScales(shared_.out_features())};
   if (!shared_.codes.defined()) {
     return Fp8Product(gradient.rows, MakeFp8Layouts(shared_.weight, transposed).columns);
   }

@@ -139,12 +139,15 @@ TEST_P(FusedPassTest, AgreesWithAutogradInFloat32) {
 
 // Weights that are codes times scales: those of an FP8 forward product are exact, so that the
 // errors are those of rounding activations and gradients to e4m3.
-TEST(FusedPassFp8Test, AgreesWithAutogradInFloat32) {
+class FusedPassFp8Test : public ::testing::TestWithParam<std::tuple<int64_t, int64_t, int64_t>> {};
+
+TEST_P(FusedPassFp8Test, AgreesWithAutogradInFloat32) {
+  const auto [width, intermediate, samples] = GetParam();
   ASSERT_THAT(LoadCuda(), IsOk());
   if (!HasFp8Products()) GTEST_SKIP() << "needs compute capability 9.0";
   ModelConfig config = Config(/*heads=*/4, /*key_heads=*/2, /*head_dim=*/128, /*bias=*/true);
-  config.hidden_size = 512;
-  config.intermediate_size = 1024;
+  config.hidden_size = width;
+  config.intermediate_size = intermediate;
   config.max_position_embeddings = 128;
   for (const bool codes : {false, true}) {
     Subject exact(config, at::kFloat);
@@ -164,8 +167,10 @@ TEST(FusedPassFp8Test, AgreesWithAutogradInFloat32) {
         fused.shared[i].codes = {integers.to(at::kFloat8_e4m3fn), scale.t()};
       }
     }
-    const at::Tensor hidden = at::randn({4, 128, 512}).to(at::kBFloat16).to(at::kFloat).cuda();
-    const at::Tensor gradient = at::randn({4, 128, 512}).to(at::kBFloat16).to(at::kFloat).cuda();
+    const at::Tensor hidden =
+        at::randn({samples, 128, width}).to(at::kBFloat16).to(at::kFloat).cuda();
+    const at::Tensor gradient =
+        at::randn({samples, 128, width}).to(at::kBFloat16).to(at::kFloat).cuda();
     AutogradPass reference(*exact.block, exact.rotary, exact.no_fixed_weights, exact.shared);
     const Outcome expected = RunPass(reference, hidden, gradient, 4);
     const auto pass = FusedPass::Create(*fused.block, fused.rotary, fused.shared, /*fp8=*/true);
@@ -182,6 +187,11 @@ TEST(FusedPassFp8Test, AgreesWithAutogradInFloat32) {
     for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(again.gradients[i].equal(actual.gradients[i])) << i;
   }
 }
+
+// The second: contractions whose scales do not come in tiles.
+INSTANTIATE_TEST_SUITE_P(Sizes, FusedPassFp8Test,
+                         ::testing::Values(std::tuple<int64_t, int64_t, int64_t>{512, 1024, 4},
+                                           std::tuple<int64_t, int64_t, int64_t>{384, 640, 3}));
 
 INSTANTIATE_TEST_SUITE_P(
     Blocks, FusedPassTest,
