@@ -41,7 +41,8 @@ struct QuantizedBlock {
   std::optional<double> loss_first;
   std::optional<double> loss_best;
   std::vector<float> loss_curve;
-  double search_seconds = 0;  // of the search for scales, where tuning begins with one
+  std::optional<double> step_seconds;  // of an iteration, once warmed up; where there are any
+  double search_seconds = 0;           // of the search for scales, where tuning begins with one
 };
 
 // Implementations keep no state between calls but their options, and are not thread-safe: one job,

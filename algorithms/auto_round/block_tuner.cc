@@ -25,6 +25,8 @@ namespace {
 
 // Eager steps before the graph is captured: they start cuBLAS and fill the allocator's pools.
 constexpr int64_t kEagerSteps = 2;
+// The capture's replay comes with memory of its own.
+constexpr int64_t kWarmUpSteps = kEagerSteps + 1;
 
 // What the gradient of a block's output is scaled to (root mean square) before the backward pass,
 // so that weight gradients are about 1e-3: far from where their squares underflow
@@ -326,6 +328,26 @@ void BlockTuner::Step() {
     }
   }
   ++steps_;
+  if (steps_ == kWarmUpSteps) Mark(clock_.device_begin, clock_.host_begin);
+  if (steps_ == options_.iterations) Mark(clock_.device_end, clock_.host_end);
+}
+
+void BlockTuner::Mark(std::optional<c10::Event>& device,
+                      std::chrono::steady_clock::time_point& host) const {
+  host = std::chrono::steady_clock::now();
+  if (graph_ == nullptr) return;
+  device.emplace(graph_->own.device_type(), c10::EventFlag::BACKEND_DEFAULT);  // with a time
+  device->record(graph_->own);
+}
+
+std::optional<double> BlockTuner::StepSeconds() const {
+  if (steps_ < options_.iterations || steps_ <= kWarmUpSteps) return std::nullopt;
+  double seconds = std::chrono::duration<double>(clock_.host_end - clock_.host_begin).count();
+  if (graph_ != nullptr) {
+    clock_.device_end->synchronize();
+    seconds = clock_.device_begin->elapsedTime(*clock_.device_end) / 1000;
+  }
+  return seconds / static_cast<double>(steps_ - kWarmUpSteps);
 }
 
 void BlockTuner::WaitForEarlierSteps() {

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -45,6 +46,9 @@ class BlockTuner {
 
   // Losses of the steps so far; waits for the device.
   std::vector<float> LossCurve() const;
+  // Mean seconds of a step, without those that warm up; none for so few steps. Waits for the
+  // device.
+  std::optional<double> StepSeconds() const;
   // The step whose parameters are kept, -1 if no loss that counts was a number; waits for the
   // device.
   int64_t KeptStep() const;
@@ -54,6 +58,14 @@ class BlockTuner {
 
  private:
   struct Graph;  // a captured CUDA graph with its stream
+  // When the steps that count for StepSeconds began, and the last one ended: on the device's clock,
+  // or the host's.
+  struct Clock {
+    std::optional<c10::Event> device_begin;
+    std::optional<c10::Event> device_end;
+    std::chrono::steady_clock::time_point host_begin;
+    std::chrono::steady_clock::time_point host_end;
+  };
 
   void MakeParameters(at::ScalarType stored_dtype,
                       const std::vector<std::optional<QParams>>& starts);
@@ -65,6 +77,7 @@ class BlockTuner {
   at::Tensor NextBatch() const;  // [batch, T, D]
   void RunStep();
   void CaptureStep();
+  void Mark(std::optional<c10::Event>& device, std::chrono::steady_clock::time_point& host) const;
 
   const ObservedBlock& observed_;
   const std::vector<std::optional<QuantizationScheme>>& schemes_;
@@ -84,6 +97,7 @@ class BlockTuner {
   SquaredErrorLoss* best_ = nullptr;  // loss_, where the best step is kept rather than the last
   std::unique_ptr<Graph> graph_;
   std::optional<c10::Event> earlier_;
+  Clock clock_;
 };
 
 }  // namespace ptq
