@@ -101,6 +101,10 @@ absl::Status ReadableFile::ReadAt(int64_t offset, void* out, size_t size) const 
   return absl::OkStatus();
 }
 
+void ReadableFile::Prefetch(int64_t offset, int64_t size) const {
+  ::posix_fadvise(fd_, offset, size, POSIX_FADV_WILLNEED);
+}
+
 absl::StatusOr<AtomicFileWriter> AtomicFileWriter::Create(const std::string& path) {
   const std::string temporary = TemporaryName(path);
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);

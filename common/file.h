@@ -27,6 +27,8 @@ class ReadableFile {
 
   // Fills `size` bytes from `offset`. kDataLoss if the file ends before that.
   absl::Status ReadAt(int64_t offset, void* out, size_t size) const;
+  // Asks the system to have these bytes in its page cache soon; a hint, so nothing can fail.
+  void Prefetch(int64_t offset, int64_t size) const;
   // Bytes when the file was opened.
   int64_t size() const { return size_; }
   const std::string& path() const { return path_; }

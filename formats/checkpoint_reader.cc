@@ -1,7 +1,5 @@
 #include "formats/checkpoint_reader.h"
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -161,20 +159,30 @@ bool SafetensorsCheckpointReader::Contains(const std::string& name) const {
   return index_.Find(name) != nullptr;
 }
 
-absl::StatusOr<at::Tensor> SafetensorsCheckpointReader::Read(const std::string& name) const {
+const ReadableFile& SafetensorsCheckpointReader::FileOf(const CheckpointTensor& tensor) const {
+  const auto& names = index_.files();
+  const auto position = std::lower_bound(names.begin(), names.end(), tensor.file);
+  return files_[static_cast<size_t>(position - names.begin())];
+}
+
+void SafetensorsCheckpointReader::Prefetch(const std::string& name) const {
+  const CheckpointTensor* entry = index_.Find(name);
+  if (entry != nullptr) FileOf(*entry).Prefetch(entry->file_offset, entry->info.bytes());
+}
+
+absl::StatusOr<at::Tensor> SafetensorsCheckpointReader::ReadInto(
+    const std::string& name, const TensorAllocator& allocate) const {
   const CheckpointTensor* entry = index_.Find(name);
   if (entry == nullptr) {
     return absl::NotFoundError(
         absl::StrCat("tensor ", name, " is not in the checkpoint ", index_.folder()));
   }
-  const auto& names = index_.files();
-  const auto position = std::lower_bound(names.begin(), names.end(), entry->file);
-  const ReadableFile& file = files_[static_cast<size_t>(position - names.begin())];
+  const ReadableFile& file = FileOf(*entry);
   const auto dtype = ToScalarType(entry->info.dtype);
   if (!dtype.ok()) return Annotate(dtype.status(), absl::StrCat("tensor ", name));
 
   return CatchTorchErrors(absl::StrCat("tensor ", name), [&]() -> absl::StatusOr<at::Tensor> {
-    at::Tensor tensor = at::empty(entry->info.shape, at::TensorOptions().dtype(*dtype));
+    at::Tensor tensor = allocate(entry->info.shape, *dtype);
     char* data = static_cast<char*>(tensor.data_ptr());
     const int64_t size = entry->info.bytes();
     // Tested piece by piece while it is in the cache.

@@ -16,7 +16,6 @@
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
-#include "formats/headers/tensor_table.h"
 #include "models/llama_block.h"
 #include "models/rms_norm.h"
 #include "models/rotary.h"
@@ -35,9 +34,9 @@ bool HasNativeBfloat16Products() {
   return false;
 }
 
-// The tensor of one row of the table, in its stored dtype.
-absl::StatusOr<at::Tensor> ReadRow(const CheckpointReader& reader, const TableTensor& row) {
-  PTQ_ASSIGN_OR_RETURN(at::Tensor tensor, reader.Read(row.name));
+// `read`, if it is the tensor of this row of the table.
+absl::StatusOr<at::Tensor> OfShape(absl::StatusOr<at::Tensor> read, const TableTensor& row) {
+  PTQ_ASSIGN_OR_RETURN(at::Tensor tensor, std::move(read));
   if (tensor.sizes() != at::IntArrayRef(row.shape)) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%s: the shape is [%s], but config.json says [%s]", row.name,
@@ -138,8 +137,8 @@ absl::StatusOr<at::Tensor> DecoderModel::Embed(const at::Tensor& ids) const {
                           lowest < 0 ? lowest : highest, config_.vocab_size));
     }
     const std::vector<TableTensor> table = BuildTensorTable(config_);
-    PTQ_ASSIGN_OR_RETURN(const at::Tensor embedding,
-                         ReadRow(reader_, *FindOuterRow(table, TensorRole::kEmbedding)));
+    const TableTensor& row = *FindOuterRow(table, TensorRole::kEmbedding);
+    PTQ_ASSIGN_OR_RETURN(const at::Tensor embedding, OfShape(reader_.Read(row.name), row));
     std::vector<int64_t> shape = ids.sizes().vec();
     shape.push_back(config_.hidden_size);
     return embedding.index_select(0, ids.flatten())
@@ -148,7 +147,18 @@ absl::StatusOr<at::Tensor> DecoderModel::Embed(const at::Tensor& ids) const {
   });
 }
 
+std::vector<TableTensor> DecoderModel::BlockTensors(int64_t index) const {
+  std::vector<TableTensor> table = BuildTensorTable(config_);
+  std::erase_if(table, [index](const TableTensor& row) { return row.block != index; });
+  return table;
+}
+
 absl::StatusOr<std::unique_ptr<DecoderBlock>> DecoderModel::LoadBlock(int64_t index) const {
+  return MakeBlock(index, [this](const std::string& name) { return reader_.Read(name); });
+}
+
+absl::StatusOr<std::unique_ptr<DecoderBlock>> DecoderModel::MakeBlock(
+    int64_t index, const TensorSource& read) const {
   const std::string name = absl::StrFormat("model.layers.%d", index);
   return CatchTorchErrors(name, [&]() -> absl::StatusOr<std::unique_ptr<DecoderBlock>> {
     if (index < 0 || index >= block_count()) {
@@ -157,11 +167,8 @@ absl::StatusOr<std::unique_ptr<DecoderBlock>> DecoderModel::LoadBlock(int64_t in
     }
     at::NoGradGuard no_grad;
     BlockWeights weights;
-    for (const TableTensor& row : BuildTensorTable(config_)) {
-      if (row.block != index) {
-        continue;
-      }
-      PTQ_ASSIGN_OR_RETURN(at::Tensor tensor, ReadRow(reader_, row));
+    for (const TableTensor& row : BlockTensors(index)) {
+      PTQ_ASSIGN_OR_RETURN(at::Tensor tensor, OfShape(read(row.name), row));
       tensor = tensor.to(at::TensorOptions(options_.device).dtype(options_.dtype));
       switch (row.role) {
         case TensorRole::kLinearWeight:
@@ -196,9 +203,9 @@ absl::StatusOr<LanguageModelHead> DecoderModel::LoadHead() const {
     const at::TensorOptions options = at::TensorOptions(options_.device).dtype(options_.dtype);
     LanguageModelHead result;
     result.rms_norm_eps = config_.rms_norm_eps;
-    PTQ_ASSIGN_OR_RETURN(const at::Tensor norm_weight, ReadRow(reader_, *norm));
+    PTQ_ASSIGN_OR_RETURN(const at::Tensor norm_weight, OfShape(reader_.Read(norm->name), *norm));
     result.norm_weight = norm_weight.to(options);
-    PTQ_ASSIGN_OR_RETURN(const at::Tensor head_weight, ReadRow(reader_, *head));
+    PTQ_ASSIGN_OR_RETURN(const at::Tensor head_weight, OfShape(reader_.Read(head->name), *head));
     result.head_weight = head_weight.to(options_.device);
     return result;
   });

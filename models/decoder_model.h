@@ -6,11 +6,15 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "formats/checkpoint_reader.h"
 #include "formats/headers/model_config.h"
+#include "formats/headers/tensor_table.h"
 #include "models/decoder_block.h"
 
 namespace ptq {
@@ -62,6 +66,14 @@ class DecoderModel {
   absl::StatusOr<at::Tensor> Embed(const at::Tensor& ids) const;
   // Reads block `index`; nothing else stays loaded.
   absl::StatusOr<std::unique_ptr<DecoderBlock>> LoadBlock(int64_t index) const;
+  // The same of tensors that `read` gives by name, in any dtype, on any device; they are shared
+  // where both fit already.
+  using TensorSource = std::function<absl::StatusOr<at::Tensor>(const std::string& name)>;
+  absl::StatusOr<std::unique_ptr<DecoderBlock>> MakeBlock(int64_t index,
+                                                          const TensorSource& read) const;
+  // The tensors of block `index`, in the order in which they are read; empty if there is none.
+  std::vector<TableTensor> BlockTensors(int64_t index) const;
+  const CheckpointReader& reader() const { return reader_; }
   absl::StatusOr<LanguageModelHead> LoadHead() const;
   // For positions 0..length-1. transformers' default, linear, dynamic, llama3 and yarn scalings,
   // yarn's attention factor included; float32 inside, rounded to the compute dtype as transformers

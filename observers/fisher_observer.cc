@@ -110,7 +110,7 @@ absl::Status FisherObserver::Observe(
                                               .folder = options_.scratch_folder}));
     const int64_t gradient_slot = blocks;
     for (int64_t index = 0; index < blocks; ++index) {
-      PTQ_ASSIGN_OR_RETURN(const auto block, model_.LoadBlock(index));
+      PTQ_ASSIGN_OR_RETURN(const auto block, loader_.Load(index, std::min(index + 1, blocks - 1)));
       for (int64_t begin = 0; begin < samples; begin += step) {
         PTQ_RETURN_IF_ERROR(cancel.Check());
         const int64_t count = std::min(step, samples - begin);
@@ -145,7 +145,8 @@ absl::Status FisherObserver::Observe(
     }
 
     for (int64_t index = blocks - 1; index >= 0; --index) {
-      PTQ_ASSIGN_OR_RETURN(const auto block, model_.LoadBlock(index));
+      const int64_t below = index > 0 ? index - 1 : BlockLoader::kNone;
+      PTQ_ASSIGN_OR_RETURN(const auto block, loader_.Load(index, below));
       at::Tensor fisher = at::zeros({shape[2], shape[2]}, options.dtype(at::kFloat));
       for (int64_t begin = 0; begin < samples; begin += step) {
         PTQ_RETURN_IF_ERROR(cancel.Check());
@@ -154,8 +155,8 @@ absl::Status FisherObserver::Observe(
         PTQ_ASSIGN_OR_RETURN(const at::Tensor gradient, store.Read(gradient_slot, begin, count));
         AddOuterProducts(output, gradient, fisher);
         if (index == 0) continue;  // nothing is observed below
-        PTQ_ASSIGN_OR_RETURN(const at::Tensor below, store.Read(index - 1, begin, count));
-        at::Tensor leaf = below.detach();
+        PTQ_ASSIGN_OR_RETURN(const at::Tensor input, store.Read(below, begin, count));
+        at::Tensor leaf = input.detach();
         leaf.set_requires_grad(true);
         at::Tensor again;
         {

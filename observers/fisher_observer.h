@@ -11,7 +11,7 @@
 
 #include "absl/status/status.h"
 #include "common/cancellation.h"
-#include "models/decoder_model.h"
+#include "models/block_loader.h"
 
 namespace ptq {
 
@@ -24,8 +24,8 @@ struct FisherOptions {
   std::string scratch_folder;
 };
 
-// One forward and one backward pass of the full-precision model over a few samples, block by block:
-// one block's weights are in memory at a time, and the outputs of all blocks are kept in between.
+// One forward and one backward pass of the full-precision model over a few samples, block by block,
+// as `loader` gives them; the outputs of all blocks are kept in between.
 //
 // For every block, F = mean over tokens of rms(y)² g gᵀ, y [D] being the block's output at a token
 // and g = d CE / d y, CE the cross entropy summed over all positions against labels that are
@@ -33,9 +33,10 @@ struct FisherOptions {
 // Fisher, which is biased by what the model gets wrong.)
 class FisherObserver {
  public:
-  // `model` computes in the dtype of the pass: float16's range is too small for it. Borrows it.
-  FisherObserver(const DecoderModel& model, const FisherOptions& options)
-      : model_(model), options_(options) {}
+  // The loader's model computes in the dtype of the pass: float16's range is too small for it.
+  // Borrows it.
+  FisherObserver(BlockLoader& loader, const FisherOptions& options)
+      : loader_(loader), model_(loader.model()), options_(options) {}
 
   // `ids` [S, T] int64, CPU. Calls `consume(block, F)` from the last block to the first, F [D, D]
   // float32, symmetric, on the device; `progress` (may be empty) gets the finished fraction. Equal
@@ -46,6 +47,7 @@ class FisherObserver {
                        const std::function<absl::Status(int64_t, const at::Tensor&)>& consume);
 
  private:
+  BlockLoader& loader_;
   const DecoderModel& model_;
   FisherOptions options_;
 };

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -18,6 +19,16 @@ absl::StatusOr<c10::Device> SelectDevice(DeviceChoice choice);
 
 // Equal input gives equal bits on one machine. Call once before any tensor arithmetic.
 void UseDeterministicAlgorithms();
+
+// What may lie on a GPU beside the work in hand, in bytes.
+struct DeviceShares {
+  int64_t fisher_outputs = 0;  // outputs of blocks, while the Fisher pass runs
+  int64_t kept_weights = 0;    // blocks that stay loaded from one pass over the model to the next
+};
+
+// Shares out a GPU of `device_bytes`; `chain_bytes` are the hidden states of all calibration
+// samples at one place in the model.
+DeviceShares SplitDeviceMemory(int64_t device_bytes, int64_t chain_bytes);
 
 // "cpu", "cuda:0".
 std::string DeviceLabel(c10::Device device);

@@ -28,6 +28,7 @@ class Evaluator {
  public:
   explicit Evaluator(const EvaluationRequest& request)
       : request_(request),
+        model_(request.loader.model()),
         samples_(request.windows.size(0)),
         length_(request.windows.size(1)),
         micro_batch_(std::clamp<int64_t>(kForwardTokens / length_, 1, samples_)) {}
@@ -36,8 +37,8 @@ class Evaluator {
 
  private:
   int64_t HiddenBytes() const {  // of one window
-    const ComputeOptions& options = request_.model.options();
-    return length_ * request_.model.config().hidden_size *
+    const ComputeOptions& options = model_.options();
+    return length_ * model_.config().hidden_size *
            static_cast<int64_t>(c10::elementSize(options.dtype));
   }
   // Hidden states behind the last block for windows [begin, end), of the original model unless it
@@ -48,6 +49,7 @@ class Evaluator {
   absl::Status Score(int64_t begin, const at::Tensor& original, const at::Tensor& quantized);
 
   const EvaluationRequest& request_;
+  const DecoderModel& model_;
   const int64_t samples_;
   const int64_t length_;
   const int64_t micro_batch_;
@@ -68,13 +70,14 @@ absl::Status Evaluator::Advance(const DecoderBlock& block, at::Tensor* hidden,
 
 absl::Status Evaluator::RunBlocks(int64_t begin, int64_t end, at::Tensor* original,
                                   at::Tensor* quantized) {
-  PTQ_ASSIGN_OR_RETURN(*quantized,
-                       request_.model.Embed(request_.windows.narrow(0, begin, end - begin)));
+  PTQ_ASSIGN_OR_RETURN(*quantized, model_.Embed(request_.windows.narrow(0, begin, end - begin)));
   const bool run_original = !original->defined();
   if (run_original) *original = quantized->clone();
-  const int64_t blocks = request_.model.block_count();
+  const int64_t blocks = model_.block_count();
   for (int64_t index = 0; index < blocks; ++index) {
-    PTQ_ASSIGN_OR_RETURN(const auto block, request_.model.LoadBlock(index));
+    const bool last = index + 1 == blocks;
+    const int64_t again = end < samples_ ? 0 : BlockLoader::kNone;
+    PTQ_ASSIGN_OR_RETURN(const auto block, request_.loader.Load(index, last ? again : index + 1));
     if (run_original) PTQ_RETURN_IF_ERROR(Advance(*block, original, {}));
     PTQ_ASSIGN_OR_RETURN(const std::vector<at::Tensor> weights,
                          request_.quantized_weights(index, *block));
@@ -93,7 +96,7 @@ absl::Status Evaluator::RunBlocks(int64_t begin, int64_t end, at::Tensor* origin
 
 absl::Status Evaluator::Score(int64_t begin, const at::Tensor& original,
                               const at::Tensor& quantized) {
-  const int64_t rows = std::max<int64_t>(1, kLogitElements / request_.model.config().vocab_size);
+  const int64_t rows = std::max<int64_t>(1, kLogitElements / model_.config().vocab_size);
   for (int64_t window = 0; window < original.size(0); ++window) {
     const at::Tensor ids = request_.windows[begin + window];
     for (int64_t from = 0; from < length_ - 1; from += rows) {
@@ -111,13 +114,13 @@ absl::StatusOr<EvaluationResult> Evaluator::Run() {
   c10::NoGradGuard no_grad;
   result_.windows = samples_;
   result_.window_length = length_;
-  rotary_ = request_.model.MakeRotaryTable(length_);
-  PTQ_ASSIGN_OR_RETURN(head_, request_.model.LoadHead());
-  const ComputeOptions& options = request_.model.options();
+  rotary_ = model_.MakeRotaryTable(length_);
+  PTQ_ASSIGN_OR_RETURN(head_, model_.LoadHead());
+  const ComputeOptions& options = model_.options();
   std::optional<at::Tensor> cached = request_.cache.Find(request_.cache_key);
-  if (cached && (cached->sizes() !=
-                     at::IntArrayRef({samples_, length_, request_.model.config().hidden_size}) ||
-                 cached->scalar_type() != options.dtype)) {
+  if (cached &&
+      (cached->sizes() != at::IntArrayRef({samples_, length_, model_.config().hidden_size}) ||
+       cached->scalar_type() != options.dtype)) {
     cached.reset();
   }
   result_.baseline_from_cache = cached.has_value();

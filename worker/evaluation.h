@@ -12,14 +12,14 @@
 #include "absl/status/statusor.h"
 #include "common/cancellation.h"
 #include "common/json.h"
-#include "models/decoder_model.h"
+#include "models/block_loader.h"
 #include "worker/baseline_cache.h"
 #include "worker/divergence.h"
 
 namespace ptq {
 
 struct EvaluationRequest {
-  const DecoderModel& model;
+  BlockLoader& loader;        // of the original model
   const at::Tensor& windows;  // [S, T] int64, CPU; positions 1..T-1 of each are scored
   // The quantized weights of a block, by linear index, in the compute dtype on the device;
   // undefined: the block's own.

@@ -18,17 +18,18 @@ namespace ptq {
 // digests, written last: a folder without one holds nothing. Not thread-safe.
 class FisherFiles {
  public:
-  // `identity`: what the metrics depend on beside the job; one more reason to compute them again.
-  FisherFiles(std::string folder, int64_t blocks, Json identity)
-      : folder_(std::move(folder)), blocks_(blocks), identity_(std::move(identity)) {}
+  // Reads the manifest, if an earlier run left one. `identity`: what the metrics depend on beside
+  // the job; one more reason to compute them again.
+  FisherFiles(std::string folder, int64_t blocks, Json identity);
 
-  // Whether an earlier run finished them. Files are checked when they are read.
-  bool Complete() const { return Manifest().ok(); }
-  // What that run took.
-  double Seconds() const;
+  // Whether all metrics are there, of this run or an earlier one. Files are checked when they are
+  // read.
+  bool Complete() const { return complete_; }
+  // What computing them took; 0 unless they are complete.
+  double Seconds() const { return seconds_; }
   // Removes what is there and makes the folder.
   absl::Status StartOver();
-  // `fisher` [D, D] symmetric, float32; rounded to bfloat16.
+  // `fisher` [D, D] symmetric; rounded to bfloat16.
   absl::Status Write(int64_t block, const at::Tensor& fisher);
   absl::Status Finish(double seconds);
   // [D, D] float32, CPU. kDataLoss naming the file if it is not what was written.
@@ -39,13 +40,12 @@ class FisherFiles {
  private:
   std::string PathOf(int64_t block) const;
   std::string ManifestPath() const;
-  // kNotFound or kDataLoss unless it is complete and of this identity.
-  absl::StatusOr<Json> Manifest() const;
-
   const std::string folder_;
   const int64_t blocks_;
   const Json identity_;
-  Json digests_ = Json::object();
+  Json digests_ = Json::object();  // by block
+  bool complete_ = false;
+  double seconds_ = 0;
 };
 
 }  // namespace ptq

@@ -55,9 +55,8 @@ class Stopwatch {
 // Tokens of one pass through a block on a CPU, where activations are what the Fisher pass takes
 // most memory for.
 constexpr int64_t kFisherHostTokens = 512;
-// Of the outputs of all blocks that the Fisher pass keeps on the device; the rest goes to a file.
+// Of the outputs of all blocks that the Fisher pass keeps in memory there; the rest goes to a file.
 constexpr int64_t kFisherHostBytes = int64_t{1} << 30;
-constexpr int64_t kFisherDeviceShare = 4;  // a quarter of a GPU's memory
 
 // Errors on held-out windows above those on calibration windows by more than this mean that the
 // tuning learned the calibration text.
@@ -82,6 +81,12 @@ int64_t FisherWindows(const JobSpec& spec, int64_t width) {
 
 int64_t MicroBatch(const JobSpec& spec, int64_t tokens = kForwardTokens) {
   return std::clamp<int64_t>(tokens / spec.sequence_length, 1, spec.samples);
+}
+
+// On a CPU no second block's weights are held: the page cache has them.
+BlockLoaderOptions LoaderOptions(const ComputeOptions& compute, const DeviceShares& shares) {
+  if (compute.device.is_cpu()) return {};
+  return {.stage = true, .kept_bytes = shares.kept_weights};
 }
 
 // What the algorithm asks of the observer.
@@ -207,6 +212,14 @@ absl::Status Pipeline::Load() {
   const ModelConfig& config = plan_.inspection.config;
   PTQ_ASSIGN_OR_RETURN(reader_, SafetensorsCheckpointReader::Open(plan_.inspection.index));
   PTQ_ASSIGN_OR_RETURN(model_, DecoderModel::Create(config, *reader_, plan_.compute));
+  if (!plan_.compute.device.is_cpu()) {
+    const int64_t tokens =
+        spec.calibration.empty() ? 0 : (spec.samples + HeldOutWindows(spec)) * spec.sequence_length;
+    const auto element_bytes = static_cast<int64_t>(c10::elementSize(plan_.compute.dtype));
+    shares_ =
+        SplitDeviceMemory(CudaDeviceMemoryBytes(), tokens * config.hidden_size * element_bytes);
+  }
+  loader_ = std::make_unique<BlockLoader>(*model_, LoaderOptions(plan_.compute, shares_));
   quantizer_ = MakeBlockQuantizer(plan_);
   PTQ_ASSIGN_OR_RETURN(exporter_, MakeExporter(plan_, folder_));
   // Before the first block, so that unusable text does not fail a job after hours of work.
@@ -252,28 +265,37 @@ absl::Status Pipeline::ObserveFisher() {
   Stopwatch stopwatch;
   events_.Phase("fisher", 0);
   PTQ_RETURN_IF_ERROR(fisher_->StartOver());
-  // float16 has too little range for gradients of a whole model.
+  // float16 has too little range for gradients of a whole model: that pass has a model of its own.
+  std::unique_ptr<DecoderModel> wide_model;
+  std::unique_ptr<BlockLoader> wide_loader;
   ComputeOptions compute = plan_.compute;
-  if (compute.dtype == at::kHalf) compute.dtype = at::kBFloat16;
-  PTQ_ASSIGN_OR_RETURN(const auto model,
-                       DecoderModel::Create(plan_.inspection.config, *reader_, compute));
+  if (compute.dtype == at::kHalf) {
+    compute.dtype = at::kBFloat16;
+    PTQ_ASSIGN_OR_RETURN(wide_model,
+                         DecoderModel::Create(plan_.inspection.config, *reader_, compute));
+    wide_loader = std::make_unique<BlockLoader>(*wide_model, LoaderOptions(compute, shares_));
+  }
   const bool host = compute.device.is_cpu();
   FisherObserver observer(
-      *model,
+      wide_loader != nullptr ? *wide_loader : *loader_,
       {.micro_batch = MicroBatch(spec, host ? kFisherHostTokens : kForwardTokens),
        .seed = MixSeed(spec.seed, -1),
-       .device_bytes = host ? kFisherHostBytes : CudaDeviceMemoryBytes() / kFisherDeviceShare,
+       .device_bytes = host ? kFisherHostBytes : shares_.fisher_outputs,
        .scratch_folder = fisher_->folder()});
+  WriteBehind writing;
   absl::Status status = observer.Observe(
       calibration_windows_.narrow(0, 0, windows), cancel_,
       [this](double fraction) { events_.Phase("fisher", fraction); },
-      [this](int64_t block, const at::Tensor& fisher) -> absl::Status {
+      [&](int64_t block, const at::Tensor& fisher) -> absl::Status {
         if (!at::isfinite(fisher).all().item<bool>()) {
           return absl::UnimplementedError("block " + std::to_string(block) +
                                           ": the gradients are not finite");
         }
-        return fisher_->Write(block, fisher);
+        return writing.Start([this, block, rounded = fisher.to(at::kBFloat16).cpu()] {
+          return fisher_->Write(block, rounded);
+        });
       });
+  if (const absl::Status written = writing.Wait(); status.ok()) status = written;
   if (status.ok()) status = fisher_->Finish(stopwatch.Seconds());
   if (absl::IsUnimplemented(status)) {
     warnings_.push_back("There is no Fisher metric (" + Message(status) +
@@ -340,11 +362,13 @@ Json Pipeline::SummarizeCalibration() {
 }
 
 absl::Status Pipeline::QuantizeBlocks() {
-  // Resumed blocks are counted anew: DropBlocksFrom may shorten the list on the way.
+  // By an earlier run. Those of this one follow all of them: nothing is written while blocks are
+  // replayed or dropped.
+  auto finished = static_cast<int64_t>(folder_.finished_blocks().size());
   for (int64_t index = 0; index < model_->block_count(); ++index) {
     PTQ_RETURN_IF_ERROR(cancel_.Check());
     const std::string name = "block " + std::to_string(index);
-    if (index < static_cast<int64_t>(folder_.finished_blocks().size())) {
+    if (index < finished) {
       const absl::Status replayed = CatchTorchErrors(name, [&] { return ReplayBlock(index); });
       if (replayed.ok()) {
         blocks_resumed_ = index + 1;
@@ -355,6 +379,7 @@ absl::Status Pipeline::QuantizeBlocks() {
                           "): redone from there on.");
       events_.Log("warning", warnings_.back());
       PTQ_RETURN_IF_ERROR(folder_.DropBlocksFrom(index));
+      finished = index;
       if (observer_ == nullptr && !plan_.spec.calibration.empty()) {
         // All blocks seemed finished, so there were no chains: they begin at the first block.
         PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return LoadCalibration(); }));
@@ -366,7 +391,12 @@ absl::Status Pipeline::QuantizeBlocks() {
     PTQ_RETURN_IF_ERROR(CatchTorchErrors(name, [&] { return QuantizeOneBlock(index); }));
     ReleaseFreeHeap();
   }
-  return absl::OkStatus();
+  return writing_.Wait();
+}
+
+int64_t Pipeline::BlockAfter(int64_t index) const {
+  if (index + 1 < model_->block_count()) return index + 1;
+  return evaluation_windows_.defined() ? 0 : BlockLoader::kNone;
 }
 
 absl::Status Pipeline::ReplayBlock(int64_t index) {
@@ -375,7 +405,7 @@ absl::Status Pipeline::ReplayBlock(int64_t index) {
   if (observer_ == nullptr) return absl::OkStatus();
   events_.Phase("observe",
                 static_cast<double>(index) / static_cast<double>(folder_.finished_blocks().size()));
-  PTQ_ASSIGN_OR_RETURN(const auto block, model_->LoadBlock(index));
+  PTQ_ASSIGN_OR_RETURN(const auto block, loader_->Load(index, BlockAfter(index)));
   PTQ_ASSIGN_OR_RETURN(const std::vector<at::Tensor> weights, ReadWeights(index, *block));
   PTQ_ASSIGN_OR_RETURN(input_error_, observer_->Replay(*block, weights));
   return absl::OkStatus();
@@ -384,7 +414,7 @@ absl::Status Pipeline::ReplayBlock(int64_t index) {
 absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   Stopwatch stopwatch;
   BlockResult result;
-  PTQ_ASSIGN_OR_RETURN(const auto block, model_->LoadBlock(index));
+  PTQ_ASSIGN_OR_RETURN(const auto block, loader_->Load(index, BlockAfter(index)));
   result.name = block->name();
   result.load_seconds = stopwatch.Lap();
 
@@ -397,6 +427,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
     PTQ_RETURN_IF_ERROR(cancel_.Check());
   }
   result.observe_seconds = stopwatch.Lap();
+  PTQ_RETURN_IF_ERROR(writing_.Check());  // or the longest part would be done in vain
 
   events_.Phase("quantize", 0);
   const std::vector<std::optional<QuantizationScheme>> schemes = SchemesOf(*block);
@@ -424,21 +455,21 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
     if (i >= quantized.linears.size() || !quantized.linears[i]) {
       return absl::InternalError(block->linears()[i].module + ": the algorithm made no record");
     }
-    modules.push_back({block->linears()[i].module, quantized.linears[i]->weight});
+    QuantizedModule& module = modules.emplace_back();
+    module = {block->linears()[i].module, quantized.linears[i]->weight};
+    module.weight.int_data = module.weight.int_data.cpu();
+    module.weight.scale = module.weight.scale.cpu();
+    module.weight.zero_point = module.weight.zero_point.cpu();
     if (observer_ != nullptr) weights[i] = EffectiveWeight(quantized.linears[i]->weight);
   }
   observed.statistics.clear();
   PTQ_ASSIGN_OR_RETURN(result.modules, MeasureModules(observed, quantized, weights));
   result.observe_seconds += stopwatch.Lap();
-
-  PTQ_ASSIGN_OR_RETURN(const std::string sha256, exporter_->WriteBlock(index, modules, *reader_));
-  result.export_seconds = stopwatch.Lap();
   result.observe_seconds += std::exchange(advance_seconds_, 0);
-  result.seconds = result.load_seconds + result.observe_seconds + result.quantize_seconds +
-                   result.export_seconds;
-  PTQ_RETURN_IF_ERROR(
-      folder_.FinishBlock(exporter_->ShardName(index + 1), sha256, BlockResultToJson(result)));
 
+  PTQ_RETURN_IF_ERROR(writing_.Wait());
+  result.seconds =
+      result.load_seconds + result.observe_seconds + result.quantize_seconds + stopwatch.Lap();
   JobEvent event;
   event.type = JobEvent::Type::kBlockDone;
   event.block = index;
@@ -448,12 +479,28 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   event.loss_best = result.loss_best;
   event.host_peak_bytes = HostPeakBytes();
   event.device_peak_bytes = CudaPeakMemoryBytes();
-  events_.Write(std::move(event));
+  PTQ_RETURN_IF_ERROR(
+      writing_.Start([this, index, result = std::move(result), modules = std::move(modules),
+                      event = std::move(event)]() mutable {
+        return WriteBlock(index, std::move(result), std::move(modules), std::move(event));
+      }));
 
   if (observer_ != nullptr && index + 1 < model_->block_count()) {
     PTQ_ASSIGN_OR_RETURN(input_error_, observer_->Advance(*block, weights));
     advance_seconds_ = stopwatch.Lap();
   }
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::WriteBlock(int64_t index, BlockResult result,
+                                  std::vector<QuantizedModule> modules, JobEvent event) {
+  Stopwatch stopwatch;
+  PTQ_ASSIGN_OR_RETURN(const std::string sha256, exporter_->WriteBlock(index, modules, *reader_));
+  modules.clear();
+  result.export_seconds = stopwatch.Seconds();
+  PTQ_RETURN_IF_ERROR(
+      folder_.FinishBlock(exporter_->ShardName(index + 1), sha256, BlockResultToJson(result)));
+  events_.Write(std::move(event));
   return absl::OkStatus();
 }
 
@@ -497,7 +544,7 @@ absl::StatusOr<Json> Pipeline::EvaluateResult() {
   events_.Phase("evaluate", 0);
   PTQ_ASSIGN_OR_RETURN(
       const EvaluationResult result,
-      Evaluate({.model = *model_,
+      Evaluate({.loader = *loader_,
                 .windows = evaluation_windows_,
                 .quantized_weights =
                     [this](int64_t index, const DecoderBlock& block) {

@@ -15,14 +15,17 @@
 #include "formats/checkpoint_exporter.h"
 #include "formats/checkpoint_reader.h"
 #include "formats/token_dataset.h"
+#include "models/block_loader.h"
 #include "models/decoder_model.h"
 #include "observers/observed_block.h"
 #include "worker/baseline_cache.h"
+#include "worker/device.h"
 #include "worker/event_writer.h"
 #include "worker/fisher_files.h"
 #include "worker/job_folder.h"
 #include "worker/job_plan.h"
 #include "worker/report.h"
+#include "worker/write_behind.h"
 
 namespace ptq {
 
@@ -57,6 +60,12 @@ class Pipeline {
   // Moves both chains behind a block of an earlier run; kDataLoss if its records can't be read.
   absl::Status ReplayBlock(int64_t index);
   absl::Status QuantizeOneBlock(int64_t index);
+  // Writes the block and says so. Runs behind the work on the next one: touches `exporter_`,
+  // `folder_` and `reader_` alone, and no GPU.
+  absl::Status WriteBlock(int64_t index, BlockResult result, std::vector<QuantizedModule> modules,
+                          JobEvent event);
+  // The block that is worked on after block `index`, for the loader.
+  int64_t BlockAfter(int64_t index) const;
   // The figures of the report for each quantized layer.
   absl::StatusOr<std::vector<ModuleResult>> MeasureModules(const ObservedBlock& observed,
                                                            const QuantizedBlock& quantized,
@@ -82,6 +91,8 @@ class Pipeline {
 
   std::unique_ptr<SafetensorsCheckpointReader> reader_;
   std::unique_ptr<DecoderModel> model_;
+  DeviceShares shares_;  // none on a CPU
+  std::unique_ptr<BlockLoader> loader_;
   std::unique_ptr<CheckpointExporter> exporter_;
   std::unique_ptr<BlockQuantizer> quantizer_;
   std::unique_ptr<BlockInputObserver> observer_;  // none without calibration data
@@ -99,6 +110,7 @@ class Pipeline {
   double earlier_fisher_seconds_ = 0;  // of an earlier run
   double export_seconds_ = 0;
   double evaluate_seconds_ = 0;
+  WriteBehind writing_;  // the last member: what it works with outlives it
 };
 
 }  // namespace ptq

@@ -506,7 +506,11 @@ std::string Resources(const Json& report) {
   if (Number(report, {"memory", "device_peak_bytes"}).value_or(0) > 0) {
     out += Row({"peak device memory", Bytes(Number(report, {"memory", "device_peak_bytes"}))});
   }
-  return Section("Time and memory", "", Panel(out + "</table>"));
+  return Section(
+      "Time and memory",
+      "Blocks are written while the next one is worked on: phases may add up to more than "
+      "the total.",
+      Panel(out + "</table>"));
 }
 
 std::string Provenance(const Json& report) {

@@ -63,6 +63,22 @@ TEST_F(CheckpointIoTest, TensorsComeBackBitForBit) {
   EXPECT_THAT(reader->Read("x"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("tensor x")));
 }
 
+TEST_F(CheckpointIoTest, TensorsAreReadIntoMemoryOfTheCaller) {
+  const at::Tensor values = at::randn({3, 5}).to(at::kHalf);
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto reader, Reader({{"v", values}}));
+  at::Tensor memory;
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor read,
+                           reader->ReadInto("v", [&](at::IntArrayRef shape, at::ScalarType dtype) {
+                             return memory = at::zeros(shape, at::TensorOptions().dtype(dtype));
+                           }));
+  EXPECT_TRUE(read.is_same(memory));
+  EXPECT_TRUE(memory.equal(values));
+  // A hint, of what is there or not.
+  reader->Prefetch("v");
+  reader->Prefetch("nothing");
+  EXPECT_TRUE(reader->Read("v")->equal(values));
+}
+
 TEST_F(CheckpointIoTest, NanAndInfinityAreNamedWithTheirPlace) {
   for (const at::ScalarType dtype : {at::kFloat, at::kHalf, at::kBFloat16, at::kDouble}) {
     for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity(),

@@ -482,6 +482,24 @@ def test_a_full_disk_fails_the_job_and_a_later_run_finishes_it(tiny_model, tmp_p
     assert again.of_type("started")[0]["blocks_resumed"] == 4
 
 
+def test_a_block_that_cannot_be_written_ends_the_job(tiny_model, tmp_path):
+    spec = spec_of(tiny_model, algorithm="opt-rtn", **CALIBRATED)
+
+    def no_shards():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+
+    worker = run(tmp_path / "out", spec, code=1, preexec_fn=no_shards)
+    assert worker.events[-1]["code"] == "RESOURCE_EXHAUSTED"
+    assert "model-00002-of-00006.safetensors" in worker.events[-1]["message"]
+    assert not worker.of_type("block_done")
+    again = run(tmp_path / "out", spec)
+    assert again.of_type("started")[0]["blocks_resumed"] == 0
+    assert [e["block"] for e in again.of_type("block_done")] == [0, 1, 2, 3]
+    timing, blocks = again.report["timing"], again.report["blocks"]
+    assert timing["export_seconds"] >= sum(b["export_seconds"] for b in blocks) > 0
+    assert sum(b["seconds"] for b in blocks) < timing["total_seconds"]
+
+
 def test_out_of_memory_is_a_status_with_advice(tmp_path):
     # The job wants some gigabytes of hidden states, and the address space is small.
     model = write_tiny_model(tmp_path / "model", hidden_size=2048, head_dim=512, num_hidden_layers=1)

@@ -36,7 +36,8 @@ class FisherObserverTest : public ::testing::Test {
   absl::StatusOr<std::vector<at::Tensor>> Observe(const FisherOptions& options) {
     std::vector<at::Tensor> result(static_cast<size_t>(model_->block_count()));
     order_.clear();
-    FisherObserver observer(*model_, options);
+    BlockLoader loader(*model_, {});
+    FisherObserver observer(loader, options);
     const absl::Status status =
         observer.Observe(ids_, cancel_, {}, [&](int64_t block, const at::Tensor& fisher) {
           order_.push_back(block);
@@ -103,7 +104,8 @@ TEST_F(FisherObserverTest, GoesFromTheLastBlockToTheFirstAndRepeatsItself) {
 }
 
 TEST_F(FisherObserverTest, StopsWhenAskedAndAtTheConsumersError) {
-  FisherObserver observer(*model_, Options());
+  BlockLoader loader(*model_, {});
+  FisherObserver observer(loader, Options());
   EXPECT_THAT(observer.Observe(ids_, cancel_, {},
                                [](int64_t, const at::Tensor&) {
                                  return absl::ResourceExhaustedError("disk is full");

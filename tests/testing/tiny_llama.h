@@ -17,13 +17,15 @@ namespace ptq::testing {
 
 class InMemoryCheckpoint final : public CheckpointReader {
  public:
-  absl::StatusOr<at::Tensor> Read(const std::string& name) const override {
+  absl::StatusOr<at::Tensor> ReadInto(const std::string& name,
+                                      const TensorAllocator& allocate) const override {
     const auto found = tensors.find(name);
     if (found == tensors.end()) {
       return absl::NotFoundError(name + ": no such tensor");
     }
-    return found->second.clone();
+    return allocate(found->second.sizes(), found->second.scalar_type()).copy_(found->second);
   }
+  void Prefetch(const std::string&) const override {}
   bool Contains(const std::string& name) const override { return tensors.count(name) > 0; }
 
   std::map<std::string, at::Tensor> tensors;

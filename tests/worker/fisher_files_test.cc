@@ -71,6 +71,7 @@ TEST_F(FisherFilesTest, ALaterRunReadsThem) {
   Finished();
   const FisherFiles files(folder_, 2, kIdentity);
   ASSERT_TRUE(files.Complete());
+  EXPECT_EQ(files.Seconds(), 1.5);
   for (const int64_t block : {0, 1}) {
     PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor metric, files.Read(block));
     EXPECT_TRUE(
@@ -125,9 +126,11 @@ TEST_F(FisherFilesTest, DamagedFilesAreNamed) {
 
 TEST_F(FisherFilesTest, ADamagedManifestIsNone) {
   for (const char* text : {"", "{", "[]", "7", "{\"identity\": {\"tokens\": 2048}}"}) {
-    const FisherFiles files = Finished();
+    Finished();
     Edit("fisher.json", [&](std::string& data) { data = text; });
+    const FisherFiles files(folder_, 2, kIdentity);
     EXPECT_FALSE(files.Complete()) << text;
+    EXPECT_EQ(files.Seconds(), 0) << text;
   }
 }
 

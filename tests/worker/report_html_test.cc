@@ -80,6 +80,7 @@ TEST(ReportHtmlTest, ShowsTheRecipeInEffect) {
   EXPECT_THAT(html, HasSubstr("The last step was kept."));
   EXPECT_THAT(html, HasSubstr("each layer's output on 1920 tokens of the calibration text"));
   EXPECT_THAT(html, HasSubstr("<td>Fisher pass</td><td>2.5 s</td>"));
+  EXPECT_THAT(html, HasSubstr("phases may add up to more than the total"));
   EXPECT_THAT(html, HasSubstr("of which search for scales</td><td>3.5 s</td>"));
   EXPECT_THAT(html, HasSubstr("until the Fisher pass was over</td><td>300.0 MB</td>"));
 }

@@ -199,9 +199,11 @@ TEST_F(CudaTest, FisherPassIsTheHosts) {
     const at::Device device = device_bytes < 0 ? at::kCPU : at::kCUDA;
     PTQ_ASSERT_OK_AND_ASSIGN(const auto model,
                              DecoderModel::Create(config, checkpoint, {.device = device}));
-    FisherObserver observer(*model, {.micro_batch = 4,
-                                     .device_bytes = std::max<int64_t>(0, device_bytes),
-                                     .scratch_folder = ::testing::TempDir()});
+    const int64_t kept_bytes = std::max<int64_t>(0, device_bytes);
+    BlockLoader loader(*model, {.stage = device.is_cuda(), .kept_bytes = kept_bytes});
+    FisherObserver observer(
+        loader,
+        {.micro_batch = 4, .device_bytes = kept_bytes, .scratch_folder = ::testing::TempDir()});
     std::vector<at::Tensor>& result = results.emplace_back();
     const CancellationToken never;
     ASSERT_THAT(observer.Observe(ids, never, {},
@@ -212,7 +214,8 @@ TEST_F(CudaTest, FisherPassIsTheHosts) {
                 IsOk());
   }
   for (size_t i = 0; i < results[0].size(); ++i) {
-    EXPECT_TRUE(results[1][i].equal(results[2][i])) << "where outputs are kept changes bits";
+    EXPECT_TRUE(results[1][i].equal(results[2][i]))
+        << "where outputs and blocks are kept changes bits";
     EXPECT_LT((results[1][i] - results[0][i]).abs().max().item<double>(),
               1e-3 * results[0][i].abs().max().item<double>());
   }
