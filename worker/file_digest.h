@@ -32,7 +32,7 @@ absl::StatusOr<FileDigest> DigestFile(const std::string& folder, const std::stri
 std::string FolderDigest(std::vector<FileDigest> files);
 
 // {"model": [files by path], "calibration": {size_bytes, sha256} or null, "evaluation": the same}:
-// what the job reads, by content. `progress` gets the fraction done.
+// what the job reads, by content. `progress` gets the fraction done, from one thread at a time.
 absl::StatusOr<Json> DigestInputs(const JobSpec& spec, const CancellationToken& cancel,
                                   const std::function<void(double)>& progress);
 

@@ -120,6 +120,7 @@ Json BlockResultToJson(const BlockResult& block) {
   json["observe_seconds"] = block.observe_seconds;
   json["quantize_seconds"] = block.quantize_seconds;
   json["search_seconds"] = block.search_seconds;
+  json["step_seconds"] = block.step_seconds ? Json(*block.step_seconds) : Json(nullptr);
   json["export_seconds"] = block.export_seconds;
   json["fisher_tokens"] = block.fisher_tokens;
   json["input_error"] = nullptr;
