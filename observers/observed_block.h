@@ -22,8 +22,9 @@ struct ObservedBlock {
   const RotaryTable* rotary = nullptr;
   const BlockInputs* inputs = nullptr;  // nullptr: no calibration data (rtn)
   at::Tensor targets;  // [S, T, D]: the block's outputs on the full-precision chain
-  // By linear index, from the full-precision block fed by the quantized chain; importance from about
-  // 65536 tokens, Hessians from all. Empty where none were asked for, or without calibration data.
+  // By linear index, from the full-precision block fed by the quantized chain; importance from
+  // about 65536 tokens, Hessians from all. Empty where none were asked for, or without calibration
+  // data.
   std::vector<LinearStatistics> statistics;
   int64_t micro_batch = 8;  // samples a forward pass
   // What an error of the output costs the model (fisher_observer.h), and how many tokens it is the
