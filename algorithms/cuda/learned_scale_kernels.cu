@@ -80,23 +80,14 @@ __device__ Pack<float, kVector> StepPack(const LearnedScaleState& state, const G
 template <typename Storage, typename Rounding, int kVector>
 __device__ void DecodePack(const LearnedScaleState& state, int64_t group, const GroupNow& now,
                            const Pack<float, kVector>& positions, int64_t at) {
-  using Word = typename Storage::Word;
   Pack<float, kVector> codes;
 #pragma unroll
   for (int k = 0; k < kVector; ++k) {
     codes.lane[k] =
         r::ChooseCode(positions.lane[k], 0.0f, now.zero_point, now.range).code - now.zero_point;
   }
-  if (state.fp8.codes != nullptr) {
-    StoreCodes(state.fp8, codes, at, group, now.scale, at == group * state.group_size);
-    return;
-  }
-  Pack<Word, kVector> outputs;
-#pragma unroll
-  for (int k = 0; k < kVector; ++k) {
-    outputs.lane[k] = Storage::Store(Rounding::Round(now.scale * codes.lane[k]));
-  }
-  StorePack(static_cast<Word*>(state.fake_quantized) + at, outputs);
+  StoreDecoded<Storage, Rounding>(state.fp8, state.fake_quantized, codes, at, group,
+                                  state.group_size, now.scale);
 }
 
 // A group's factor t after its step.

@@ -84,7 +84,6 @@ template <typename Storage, typename Rounding, int kVector>
 __device__ void DecodePack(const RoundingState& state, int64_t group, const GroupNow& now,
                            const WeightAndValue<typename Storage::Word, kVector>& pack,
                            int64_t at) {
-  using Word = typename Storage::Word;
   Pack<float, kVector> codes;
 #pragma unroll
   for (int k = 0; k < kVector; ++k) {
@@ -93,16 +92,8 @@ __device__ void DecodePack(const RoundingState& state, int64_t group, const Grou
                         .code -
                     now.zero_point;
   }
-  if (state.fp8.codes != nullptr) {
-    StoreCodes(state.fp8, codes, at, group, now.scale, at == group * state.group_size);
-    return;
-  }
-  Pack<Word, kVector> outputs;
-#pragma unroll
-  for (int k = 0; k < kVector; ++k) {
-    outputs.lane[k] = Storage::Store(Rounding::Round(now.scale * codes.lane[k]));
-  }
-  StorePack(static_cast<Word*>(state.fake_quantized) + at, outputs);
+  StoreDecoded<Storage, Rounding>(state.fp8, state.fake_quantized, codes, at, group,
+                                  state.group_size, now.scale);
 }
 
 // A group's range factors after their step, and what they make of it.

@@ -116,19 +116,32 @@ bool WithLanes(int64_t group_size, const Launch& launch) {
   }
 }
 
-// Writes codes q - z of kVector values from `at` on, exact in e4m3; `first` also the group's scale.
-template <int kVector>
-__device__ void StoreCodes(const Fp8Codes& fp8, const Pack<float, kVector>& codes, int64_t at,
-                           int64_t group, float scale, bool first) {
-  Pack<uint8_t, kVector> bytes;
+// Writes kVector decoded values from `at` on, of codes q - z: times the scale, rounded as the
+// weight is stored; or, for FP8 products, the codes themselves, which e4m3 holds exactly, and the
+// scale.
+template <typename Storage, typename Rounding, int kVector>
+__device__ void StoreDecoded(const Fp8Codes& fp8, void* fake_quantized,
+                             const Pack<float, kVector>& codes, int64_t at, int64_t group,
+                             int64_t group_size, float scale) {
+  using Word = typename Storage::Word;
+  if (fp8.codes != nullptr) {
+    Pack<uint8_t, kVector> bytes;
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) {
+      bytes.lane[k] = __nv_cvt_float_to_fp8(codes.lane[k], __NV_SATFINITE, __NV_E4M3);
+    }
+    StorePack(fp8.codes + at, bytes);
+    if (at == group * group_size) {
+      fp8.scale[group % fp8.groups_per_row * fp8.scale_stride + group / fp8.groups_per_row] = scale;
+    }
+    return;
+  }
+  Pack<Word, kVector> outputs;
 #pragma unroll
   for (int k = 0; k < kVector; ++k) {
-    bytes.lane[k] = __nv_cvt_float_to_fp8(codes.lane[k], __NV_SATFINITE, __NV_E4M3);
+    outputs.lane[k] = Storage::Store(Rounding::Round(scale * codes.lane[k]));
   }
-  StorePack(fp8.codes + at, bytes);
-  if (first) {
-    fp8.scale[group % fp8.groups_per_row * fp8.scale_stride + group / fp8.groups_per_row] = scale;
-  }
+  StorePack(static_cast<Word*>(fake_quantized) + at, outputs);
 }
 
 // Whether packs of four of both words can be moved as one.
