@@ -37,9 +37,8 @@ std::string Sentence(const absl::Status& status) {
                     message.find("File too large") != std::string::npos;
   return message + (disk ? "; free disk space and run the same job again, it continues after the "
                            "last finished block"
-                         : "; lower sequence_length, samples or auto-round's batch_size"
-                           " and fisher_tokens, or use a "
-                           "machine with more memory");
+                         : "; lower sequence_length, samples or auto-round's batch_size "
+                           "and fisher_tokens, or use a machine with more memory");
 }
 
 // Errors that the user repairs in the spec, as opposed to faults of the machine.
