@@ -7,8 +7,11 @@
 namespace ptq {
 
 at::Tensor ApplyLinear(const Linear& linear, const at::Tensor& weight, const at::Tensor& input) {
-  return at::linear(input, weight,
-                    linear.bias.defined() ? std::optional<at::Tensor>(linear.bias) : std::nullopt);
+  return ApplyLinear(weight, linear.bias, input);
+}
+
+at::Tensor ApplyLinear(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& input) {
+  return at::linear(input, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
 }
 
 }  // namespace ptq

@@ -21,6 +21,8 @@ using LinearFunction = std::function<at::Tensor(size_t index, const at::Tensor& 
 
 // input · weightᵀ + bias, with another weight of the same shape. Differentiable.
 at::Tensor ApplyLinear(const Linear& linear, const at::Tensor& weight, const at::Tensor& input);
+// The same of a weight [N, K] and a bias [N] or undefined.
+at::Tensor ApplyLinear(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& input);
 
 }  // namespace ptq
 

@@ -431,9 +431,8 @@ std::string ErrorAgainstRtn(const Json& report) {
       "Layer errors against round-to-nearest",
       absl::StrFormat(
           "Mean squared error of each layer's output on %.0f tokens of the calibration text, "
-          "divided "
-          "by what plain rounding gives: below 1 is better. Block-wise tuning may trade one layer "
-          "for another.",
+          "divided by what plain rounding gives: below 1 is better. Block-wise tuning may trade "
+          "one layer for another.",
           Number(report, {"calibration", "error_tokens"}).value_or(0)),
       Panel(grid) +
           "<div class=\"legend\"><span><i style=\"background:var(--good)\"></i>better than "

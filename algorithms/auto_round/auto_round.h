@@ -19,9 +19,9 @@ namespace ptq {
 
 enum class AutoRoundMethod { kPaper, kLearnedScale };
 
-// Of a block's matrix products while it is tuned. Automatic: FP8 where the learned-scale recipe
-// runs on a GPU that has it (fused_linear.h), else the compute dtype.
-enum class TuningPrecision { kAutomatic, kComputeDtype, kFp8 };
+// Of a block's matrix products while it is tuned. FP8 where they can be (fused_linear.h), in blocks
+// of bfloat16 on a GPU with HasFp8Products().
+enum class TuningPrecision { kComputeDtype, kFp8 };
 
 struct AutoRoundOptions {
   AutoRoundMethod method = AutoRoundMethod::kPaper;
@@ -33,7 +33,7 @@ struct AutoRoundOptions {
   double learning_rate = 0;
   // Of alpha and beta (0: the learning rate), or of t (0: kFactorRate of the learning rate).
   double range_learning_rate = 0;
-  TuningPrecision precision = TuningPrecision::kAutomatic;
+  TuningPrecision precision = TuningPrecision::kComputeDtype;
 };
 
 // The learned-scale recipe's constants beside the decays in learned_scale_math.h.

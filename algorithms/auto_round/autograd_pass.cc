@@ -4,7 +4,6 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <optional>
 #include <utility>
 
 namespace ptq {
@@ -31,9 +30,7 @@ const at::Tensor& AutogradPass::OutputOf(const Place& place, const at::Tensor& i
   if (!product.input.is_same(input)) {
     const SharedLinear& shared = shared_[place.shared];
     product.input = input;
-    const at::Tensor all =
-        at::linear(input, shared.weight,
-                   shared.bias.defined() ? std::optional<at::Tensor>(shared.bias) : std::nullopt);
+    const at::Tensor all = ApplyLinear(shared.weight, shared.bias, input);
     product.outputs = shared.members.size() == 1 ? std::vector<at::Tensor>{all}
                                                  : all.split_with_sizes(shared.rows, -1);
   }

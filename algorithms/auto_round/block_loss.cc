@@ -99,8 +99,7 @@ FisherLoss::FisherLoss(const LossInputs& inputs, const at::Tensor& fisher, doubl
 }
 
 at::Tensor FisherLoss::Gradient(const at::Tensor& output) {
-  constexpr int64_t kPack = 8;  // of the kernels
-  return output.is_cuda() && output.element_size() == 2 && output.size(-1) % kPack == 0
+  return output.is_cuda() && output.element_size() == 2 && output.size(-1) % kHiddenPack == 0
              ? GradientByKernels(output)
              : GradientByTensors(output);
 }

@@ -199,22 +199,21 @@ void BlockTuner::MakeSharedLinears() {
 bool BlockTuner::HasFp8Codes(const SharedLinear& shared) const {
   return IsFp8Product(batch_ * inputs_.size(1), shared.out_features(), shared.in_features) &&
          std::all_of(shared.members.begin(), shared.members.end(), [this](size_t member) {
-           return schemes_[member]->bits <= 4 && schemes_[member]->group_size == 128;
+           return schemes_[member]->bits <= 4 && schemes_[member]->group_size == kFp8Block;
          });
 }
 
 void BlockTuner::MakePass() {
-  const bool wants_fp8 = options_.precision == TuningPrecision::kFp8 ||
-                         (options_.precision == TuningPrecision::kAutomatic &&
-                          options_.method == AutoRoundMethod::kLearnedScale);
-  const bool fp8 = wants_fp8 && inputs_.scalar_type() == at::kBFloat16 && HasFp8Products();
+  const bool fp8 = options_.precision == TuningPrecision::kFp8 &&
+                   inputs_.scalar_type() == at::kBFloat16 && HasFp8Products();
   pass_ = FusedPass::Create(*observed_.block, *observed_.rotary, shared_, fp8);
   for (SharedLinear& shared : shared_) {
     const int64_t rows = shared.out_features();
     if (pass_ != nullptr && fp8 && HasFp8Codes(shared)) {
       shared.codes = {
           at::empty({rows, shared.in_features}, inputs_.options().dtype(at::kFloat8_e4m3fn)),
-          at::empty({shared.in_features / 128, rows}, inputs_.options().dtype(at::kFloat)).t()};
+          at::empty({shared.in_features / kFp8Block, rows}, inputs_.options().dtype(at::kFloat))
+              .t()};
     } else {
       shared.weight =
           at::empty({rows, shared.in_features},
@@ -235,8 +234,7 @@ void BlockTuner::ChooseGradientScale() {
     loss_->gradient_scale = static_cast<float>(2000.0 / static_cast<double>(values));
     return;
   }
-  const at::Tensor output =
-      pass_->Forward(inputs_.index_select(0, loss_inputs_.order.select(0, 0)));
+  const at::Tensor output = pass_->Forward(NextBatch());
   const double rms =
       std::sqrt(loss_->Gradient(output).to(at::kFloat).square().mean().item<double>());
   loss_->Reset();

@@ -7,7 +7,6 @@
 namespace ptq {
 namespace {
 
-constexpr int64_t kBlock = 128;
 constexpr int kHopper = 90;
 
 }  // namespace
@@ -17,11 +16,11 @@ bool HasFp8Products() {
 }
 
 bool IsFp8Product(int64_t m, int64_t n, int64_t k) {
-  return m % kBlock == 0 && n % kBlock == 0 && k % kBlock == 0;
+  return m % kFp8Block == 0 && n % kFp8Block == 0 && k % kFp8Block == 0;
 }
 
 // Their rows begin at multiples of 16 bytes.
-bool TakesTileScales(int64_t k) { return k / kBlock % 4 == 0; }
+bool TakesTileScales(int64_t k) { return k / kFp8Block % 4 == 0; }
 
 at::Tensor Fp8Product(const Fp8Operand& a, const Fp8Operand& b) {
   return at::_scaled_mm(a.values, b.values.t(), a.scale, b.scale.t(), /*bias=*/{},
@@ -39,7 +38,7 @@ Fp8Layouts MakeFp8Layouts(Fp8TileSpans spans, const Fp8Wanted& wanted, const at:
     spans.wide = layouts.wide.mutable_data_ptr();
   }
   if (wanted.rows) {
-    const at::Tensor scale = at::empty({columns / kBlock, rows}, floats);
+    const at::Tensor scale = at::empty({columns / kFp8Block, rows}, floats);
     layouts.rows = {at::empty({rows, columns}, bytes), scale.t()};
     spans.by_row = static_cast<uint8_t*>(layouts.rows.values.mutable_data_ptr());
     spans.by_row_scale = scale.mutable_data_ptr<float>();
@@ -47,8 +46,8 @@ Fp8Layouts MakeFp8Layouts(Fp8TileSpans spans, const Fp8Wanted& wanted, const at:
   if (wanted.columns) {
     spans.tile_scales = wanted.tile_scales;
     const at::Tensor scale = wanted.tile_scales
-                                 ? at::empty({columns / kBlock, rows / kBlock}, floats)
-                                 : at::empty({rows / kBlock, columns}, floats);
+                                 ? at::empty({columns / kFp8Block, rows / kFp8Block}, floats)
+                                 : at::empty({rows / kFp8Block, columns}, floats);
     layouts.columns = {at::empty({columns, rows}, bytes), wanted.tile_scales ? scale : scale.t()};
     spans.by_column = static_cast<uint8_t*>(layouts.columns.values.mutable_data_ptr());
     spans.by_column_scale = scale.mutable_data_ptr<float>();

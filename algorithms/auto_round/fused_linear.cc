@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "models/linear.h"
+
 namespace ptq {
 
 bool FusedLinear::HasFp8WeightGradient(int64_t tokens) const {
@@ -23,9 +25,7 @@ at::Tensor FusedLinear::Forward(Fp8Layouts& input) const {
     output = Fp8Product(input.rows, shared_.codes);
     if (shared_.bias.defined()) output.add_(shared_.bias);
   } else {
-    output =
-        at::linear(input.wide, shared_.weight,
-                   shared_.bias.defined() ? std::optional<at::Tensor>(shared_.bias) : std::nullopt);
+    output = ApplyLinear(shared_.weight, shared_.bias, input.wide);
   }
   input.rows = {};
   if (input.columns.defined()) input.wide = at::Tensor();

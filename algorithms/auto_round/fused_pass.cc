@@ -12,9 +12,6 @@
 namespace ptq {
 namespace {
 
-// What the kernels move at once (algorithms/cuda/packs.cuh), and the widest row that they hold.
-constexpr int64_t kPack = 8;
-constexpr int64_t kWidestRow = 16384;
 constexpr int64_t kWidestHead = 256;  // of flash attention
 
 // The SharedLinear of exactly these members, in order.
@@ -36,9 +33,9 @@ std::unique_ptr<FusedPass> FusedPass::Create(const DecoderBlock& block, const Ro
   const at::ScalarType dtype = parts->input_norm.scalar_type();
   const int64_t intermediate = block.linears()[parts->down].weight.size(1);
   const int64_t width = parts->input_norm.size(0);
-  if ((dtype != at::kBFloat16 && dtype != at::kHalf) || width % kPack != 0 || width > kWidestRow ||
-      intermediate % kPack != 0 || parts->head_dim % (2 * kPack) != 0 ||
-      parts->head_dim > kWidestHead) {
+  if ((dtype != at::kBFloat16 && dtype != at::kHalf) || width % kHiddenPack != 0 ||
+      width > kWidestRow || intermediate % kHiddenPack != 0 ||
+      parts->head_dim % (2 * kHiddenPack) != 0 || parts->head_dim > kWidestHead) {
     return nullptr;
   }
   const auto query_key_value = FindShared(shared, {parts->query, parts->key, parts->value});

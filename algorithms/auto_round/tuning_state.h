@@ -10,6 +10,9 @@ namespace ptq {
 
 enum class HiddenDtype { kFloat32, kBFloat16, kHalf };
 
+// 16-bit hidden values that kernels move at once: they take widths of whole packs.
+constexpr int64_t kHiddenPack = 8;
+
 struct TuningState {
   // Loss of step k: mean((output - target)² · mask²) over unmasked tokens.
   const void* output = nullptr;    // [batch, length, width]: the block's, of the current batch

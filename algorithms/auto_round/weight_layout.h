@@ -38,8 +38,11 @@ struct WeightLayout {
   PTQ_HOST_DEVICE int64_t units() const { return groups * units_per_group(); }
 };
 
-// A weight decoded only as far as an FP8 product takes it: value = code · scale. Groups of 128,
-// codes that e4m3 holds exactly.
+// Values that share a scale in an operand of an FP8 product, along its contraction.
+constexpr int64_t kFp8Block = 128;
+
+// A weight decoded only as far as an FP8 product takes it: value = code · scale. Groups of
+// kFp8Block, codes that e4m3 holds exactly.
 struct Fp8Codes {
   uint8_t* codes = nullptr;  // [elements] e4m3: q - z; none: decoded in full
   float* scale = nullptr;    // of group g in row r: scale[g · scale_stride + r]

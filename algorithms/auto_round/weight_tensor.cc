@@ -55,7 +55,7 @@ void PointTo(const DecodedWeight& output, at::IntArrayRef sizes, const at::Tenso
   const at::Tensor& scale = output.scale;
   CheckLikeWeight(output.codes, sizes, options.dtype(at::kFloat8_e4m3fn));
   TORCH_CHECK(output.codes.is_cuda() && scale.dim() == 2 && scale.size(0) == sizes[0] &&
-                  scale.size(1) * 128 == sizes[1] && scale.stride(0) == 1 &&
+                  scale.size(1) * kFp8Block == sizes[1] && scale.stride(0) == 1 &&
                   scale.scalar_type() == at::kFloat,
               "scales of codes are [N, K / 128], rows contiguous");
   fake_quantized = nullptr;

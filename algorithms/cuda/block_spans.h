@@ -2,8 +2,8 @@
 // device, rows contiguous unless strides are given. C++17, no torch.
 //
 // They follow models/rms_norm.h, models/rotary.h and models/llama_block.h with fewer roundings:
-// float32 inside, one rounding of each output, but the two of RmsNorm. Widths are multiples of 8,
-// pointers and strides of 16 bytes.
+// float32 inside, one rounding of each output, but the two of RmsNorm. Widths are multiples of
+// kHiddenPack, pointers and strides of 16 bytes.
 #ifndef PTQ_ALGORITHMS_CUDA_BLOCK_SPANS_H_
 #define PTQ_ALGORITHMS_CUDA_BLOCK_SPANS_H_
 
@@ -12,6 +12,9 @@
 #include "algorithms/auto_round/tuning_state.h"
 
 namespace ptq {
+
+// The widest row of a norm, which its kernel holds in registers.
+constexpr int64_t kWidestRow = 16384;
 
 // The samples of step *step: output[i] = inputs[order[*step · batch + i]], `bytes` each.
 struct GatherSpans {

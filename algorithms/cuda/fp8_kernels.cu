@@ -12,7 +12,7 @@
 namespace ptq {
 namespace {
 
-constexpr int kTile = 128;
+constexpr int kTile = static_cast<int>(kFp8Block);
 constexpr int kPacksPerRow = kTile / kPack;  // threads over a row of the tile
 constexpr int kRowsPerThread = 4;
 constexpr int kTileThreads = kPacksPerRow * (kTile / kRowsPerThread);
@@ -20,24 +20,27 @@ constexpr int kTileWarps = kTileThreads / kWarp;
 
 constexpr float kLargest = 448.0f;  // of e4m3
 
+// Sources whose blocks take the tiles in their order.
+struct InOrder {
+  static __device__ int64_t TileColumn(int64_t block) { return block; }
+};
+
 template <typename T>
-struct ValuesSource {
+struct ValuesSource : InOrder {
   const T* values;
   int64_t columns;
   __device__ explicit ValuesSource(const Fp8TileSpans& spans)
       : values(static_cast<const T*>(spans.values)), columns(spans.columns) {}
-  __device__ int64_t TileColumn(int64_t block) const { return block; }
   __device__ Values At(int64_t row, int64_t column) const {
     return Load(values + row * columns + column);
   }
 };
 
-struct CodesSource {
+struct CodesSource : InOrder {
   Fp8Codes weight;
   int64_t columns;
   __device__ explicit CodesSource(const Fp8TileSpans& spans)
       : weight(spans.weight), columns(spans.columns) {}
-  __device__ int64_t TileColumn(int64_t block) const { return block; }
   __device__ Values At(int64_t row, int64_t column) const {
     const uint2 codes = *reinterpret_cast<const uint2*>(weight.codes + row * columns + column);
     const auto* pairs = reinterpret_cast<const __nv_fp8x2_storage_t*>(&codes);
@@ -54,12 +57,11 @@ struct CodesSource {
 };
 
 template <typename T>
-struct GatedSource {
+struct GatedSource : InOrder {
   const T* gate_up;
   int64_t width;
   __device__ explicit GatedSource(const Fp8TileSpans& spans)
       : gate_up(static_cast<const T*>(spans.gate_up)), width(spans.columns) {}
-  __device__ int64_t TileColumn(int64_t block) const { return block; }
   __device__ Values At(int64_t row, int64_t column) const {
     const T* source = gate_up + row * 2 * width + column;
     return Gated<T>(Load(source), Load(source + width));

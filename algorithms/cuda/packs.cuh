@@ -9,14 +9,15 @@
 #include <cstdint>
 
 #include "algorithms/auto_round/tuning_state.h"
+#include "algorithms/cuda/block_spans.h"
 
 namespace ptq {
 
 constexpr int kWarp = 32;
-constexpr int kPack = 8;  // 16-bit values moved at once
+constexpr int kPack = static_cast<int>(kHiddenPack);
 constexpr int kThreads = 256;
 // A row is held in registers: so many packs a thread at most.
-constexpr int kMaxPacks = 8;
+constexpr int kMaxPacks = static_cast<int>(kWidestRow / kPack / kThreads);
 
 inline __device__ float2 Widen(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
 inline __device__ float2 Widen(__half2 pair) { return __half22float2(pair); }
