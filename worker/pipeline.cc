@@ -451,6 +451,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   result.loss_curve = std::move(quantized.loss_curve);
   result.search_seconds = quantized.search_seconds;
   result.step_seconds = quantized.step_seconds;
+  result.tuning_path = quantized.tuning_path;
   result.fisher_tokens = observed.fisher_tokens;
   if (input_error_ && input_error_->held_out > 0) result.input_error = input_error_;
   result.quantize_seconds = stopwatch.Lap();

@@ -51,11 +51,14 @@ struct BlockTuner::Graph {
     caller.synchronize();
   }
   ~Graph() {
-    own.synchronize();
-    if (handle != nullptr) {
-      CudaKernels().graph_destroy(handle);
-      // A graph's memory belongs to it alone; without this each block would add its own.
-      CudaKernels().release_cached_memory();
+    try {
+      own.synchronize();
+      if (handle != nullptr) {
+        CudaKernels().graph_destroy(handle);
+        // A graph's memory belongs to it alone; without this each block would add its own.
+        CudaKernels().release_cached_memory();
+      }
+    } catch (const c10::Error&) {  // of a device that failed: whoever uses it next will see it
     }
   }
 
@@ -346,6 +349,11 @@ std::optional<double> BlockTuner::StepSeconds() const {
     seconds = clock_.device_begin->elapsedTime(*clock_.device_end) / 1000;
   }
   return seconds / static_cast<double>(steps_ - kWarmUpSteps);
+}
+
+std::string BlockTuner::Path() const {
+  const bool eager = graph_ != nullptr && graph_->refused;
+  return pass_->Path(batch_ * inputs_.size(1)) + (eager ? ", no graph" : "");
 }
 
 void BlockTuner::WaitForEarlierSteps() {
