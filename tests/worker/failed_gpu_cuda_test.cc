@@ -32,6 +32,8 @@ class FailedGpuTest : public ::testing::Test {
  protected:
   void SetUp() override {
     GTEST_FLAG_SET(death_test_style, "threadsafe");  // CUDA does not survive a fork
+    ASSERT_THAT(LoadCuda(),
+                IsOk());  // before libtorch is asked for anything: it remembers what it had
     folder_ = ::testing::TempDir() + "failed_gpu";
   }
 
