@@ -13,17 +13,17 @@ namespace ptq {
 namespace {
 
 // Hessians are symmetric: of 8 panels of rows only what lies right of the diagonal is computed,
-// which saves up to 44 % of the products. Narrower panels would make slow products; a GPU's
-// multiprocessors are all busy only with wide ones.
+// which saves up to 44 % of the products. Narrower panels would make slow products. On an H200
+// panels of 1024 rows are the fastest for K = 4096 and 14336.
 constexpr int64_t kMinPanel = 256;
-constexpr int64_t kMinDevicePanel = 2048;
 constexpr int64_t kMaxPanels = 8;
+constexpr int64_t kDevicePanel = 1024;
 // Bounds what is in memory beside the inputs: a float32 copy of half-precision ones, and squares.
 constexpr int64_t kMaxSliceElements = int64_t{1} << 24;
 
 int64_t PanelWidth(const at::Tensor& hessian) {
-  return std::max(hessian.is_cuda() ? kMinDevicePanel : kMinPanel,
-                  (hessian.size(0) + kMaxPanels - 1) / kMaxPanels);
+  if (hessian.is_cuda()) return kDevicePanel;
+  return std::max(kMinPanel, (hessian.size(0) + kMaxPanels - 1) / kMaxPanels);
 }
 
 // A GPU multiplies 16-bit inputs as they are, with float32 sums.
