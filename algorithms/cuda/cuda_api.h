@@ -12,12 +12,13 @@
 #include "algorithms/cuda/attention_spans.h"
 #include "algorithms/cuda/block_spans.h"
 #include "algorithms/cuda/fp8_spans.h"
+#include "algorithms/gptq/gptq_tile_state.h"
 #include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
 
 struct CudaApi {
-  static constexpr int kVersion = 3;
+  static constexpr int kVersion = 4;
   int version;
 
   // Kernels of algorithms/auto_round: the host loops of the same names, over all groups and units.
@@ -41,7 +42,8 @@ struct CudaApi {
   int (*gated_backward)(const GatedSpans& spans, void* stream);
   // The search of algorithms/rtn/scale_search.h, with the host's bits.
   int (*search_scales)(const ScaleSearchState& state, void* stream);
-  int (*fp8_tiles)(const Fp8TileSpans& spans, void* stream);  // fp8_spans.h
+  int (*solve_gptq_tile)(const GptqTileState& state, void* stream);  // gptq_tile_state.h
+  int (*fp8_tiles)(const Fp8TileSpans& spans, void* stream);         // fp8_spans.h
   // attention_spans.h
   int64_t (*attention_workspace)(const AttentionSpans& spans, AttentionDirection direction);
   bool (*run_attention)(const AttentionSpans& spans, AttentionDirection direction, void* stream);

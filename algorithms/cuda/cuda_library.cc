@@ -67,6 +67,7 @@ constexpr CudaApi kApi = {
     .gated = LaunchGated,
     .gated_backward = LaunchGatedBackward,
     .search_scales = LaunchSearchScales,
+    .solve_gptq_tile = LaunchSolveGptqTile,
     .fp8_tiles = LaunchFp8Tiles,
     .attention_workspace = AttentionWorkspace,
     .run_attention = RunAttention,
