@@ -19,7 +19,7 @@ namespace {
 // piece takes about a second, while products stay large enough to run at full speed. A GPU wants
 // larger ones.
 constexpr int64_t kFactorColumns = 512;
-constexpr int64_t kDeviceFactorColumns = 2048;
+constexpr int64_t kDeviceFactorColumns = 4096;
 
 int64_t FactorColumns(const at::Tensor& matrix) {
   return matrix.is_cuda() ? kDeviceFactorColumns : kFactorColumns;

@@ -135,7 +135,7 @@ TEST_F(CudaGptqTest, SolverReportsErrorsThatAreNotFinite) {
 
 TEST_F(CudaGptqTest, FactorEqualsTheHosts) {
   // More columns than one piece of the factorisation.
-  const at::Tensor inputs = CorrelatedInputs(2600, 2500, 9);
+  const at::Tensor inputs = CorrelatedInputs(4400, 4200, 9);
   const at::Tensor hessian = inputs.t().mm(inputs);
   const GptqFactor host = Factorize(hessian);
   const GptqFactor device = Factorize(hessian.cuda());
