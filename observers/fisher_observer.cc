@@ -7,17 +7,21 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "common/seed.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
+#include "models/input_gradient.h"
 #include "observers/hidden_store.h"
 
 namespace ptq {
 namespace {
 
-// Logits that exist at once, a few copies of them: 16 MiB each in float32.
+// Logits that exist at once, a few copies of them: 16 MiB each in float32, on a GPU 256 MiB. Each
+// chunk reads the whole head.
 constexpr int64_t kLogitsPerChunk = int64_t{1} << 22;
+constexpr int64_t kDeviceLogitsPerChunk = int64_t{1} << 26;
 
 // The finalizer of MurmurHash3 (Appleby 2011) on int32, in place.
 void Mix(at::Tensor& x) {
@@ -55,6 +59,15 @@ at::Tensor HeadGradient(const LanguageModelHead& head, const at::Tensor& hidden,
 // sum over tokens of rms(y)² g gᵀ, added to `sum` [D, D] float32.
 void AddOuterProducts(const at::Tensor& output, const at::Tensor& gradient, at::Tensor& sum) {
   const at::NoTF32Guard no_tf32;
+  if (gradient.is_cuda() && gradient.scalar_type() == at::kBFloat16) {
+    // Sums in float32 of products rounded once more than the gradients are.
+    const at::Tensor rms =
+        at::linalg_vector_norm(output, 2, at::IntArrayRef{-1}, /*keepdim=*/true, at::kFloat)
+            .div_(std::sqrt(static_cast<double>(output.size(-1))));
+    const at::Tensor rows = (gradient * rms).to(at::kBFloat16).flatten(0, -2);
+    sum.add_(at::mm(rows.t(), rows, at::kFloat));
+    return;
+  }
   const at::Tensor rms = output.to(at::kFloat).square().mean(-1, true).sqrt();
   const at::Tensor rows = (gradient.to(at::kFloat) * rms).flatten(0, -2);
   sum.addmm_(rows.t(), rows);
@@ -126,7 +139,8 @@ absl::Status FisherObserver::Observe(
 
     {
       PTQ_ASSIGN_OR_RETURN(const LanguageModelHead head, model_.LoadHead());
-      const int64_t tokens = std::max<int64_t>(1, kLogitsPerChunk / head.head_weight.size(0));
+      const int64_t logits = options.device().is_cpu() ? kLogitsPerChunk : kDeviceLogitsPerChunk;
+      const int64_t tokens = std::max<int64_t>(1, logits / head.head_weight.size(0));
       for (int64_t begin = 0; begin < samples; begin += step) {
         const int64_t count = std::min(step, samples - begin);
         PTQ_ASSIGN_OR_RETURN(const at::Tensor output, store.Read(blocks - 1, begin, count));
@@ -156,15 +170,8 @@ absl::Status FisherObserver::Observe(
         AddOuterProducts(output, gradient, fisher);
         if (index == 0) continue;  // nothing is observed below
         PTQ_ASSIGN_OR_RETURN(const at::Tensor input, store.Read(below, begin, count));
-        at::Tensor leaf = input.detach();
-        leaf.set_requires_grad(true);
-        at::Tensor again;
-        {
-          const at::AutoGradMode with_grad(true);
-          again = block->Forward(leaf, rotary);
-        }
-        PTQ_RETURN_IF_ERROR(store.Write(gradient_slot, begin,
-                                        torch::autograd::grad({again}, {leaf}, {gradient})[0]));
+        PTQ_RETURN_IF_ERROR(
+            store.Write(gradient_slot, begin, InputGradient(*block, input, rotary, gradient)));
       }
       PTQ_RETURN_IF_ERROR(consume(index, fisher.div_(static_cast<double>(samples * length))));
       advance(3);

@@ -88,6 +88,14 @@ int64_t MicroBatch(const JobSpec& spec, int64_t tokens) {
   return std::clamp<int64_t>(tokens / spec.sequence_length, 1, spec.samples);
 }
 
+// A copy of a tensor on a device in page-locked memory, which takes a tenth of the time of a copy
+// to memory that is new to the process; the allocator keeps it for the next block.
+at::Tensor ToHost(const at::Tensor& tensor) {
+  if (tensor.is_cpu()) return tensor;
+  const auto options = tensor.options().device(at::kCPU).pinned_memory(true);
+  return at::empty(tensor.sizes(), options).copy_(tensor);
+}
+
 // On a CPU no second block's weights are held: the page cache has them.
 BlockLoaderOptions LoaderOptions(const ComputeOptions& compute, const DeviceShares& shares) {
   if (compute.device.is_cpu()) return {};
@@ -175,6 +183,7 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   }
   PTQ_RETURN_IF_ERROR(QuantizeBlocks());
   observer_.reset();
+  quantizer_.reset();
 
   Stopwatch phase;
   events_.Phase("export", 0);
@@ -462,11 +471,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
     if (i >= quantized.linears.size() || !quantized.linears[i]) {
       return absl::InternalError(block->linears()[i].module + ": the algorithm made no record");
     }
-    QuantizedModule& module = modules.emplace_back();
-    module = {block->linears()[i].module, quantized.linears[i]->weight};
-    module.weight.int_data = module.weight.int_data.cpu();
-    module.weight.scale = module.weight.scale.cpu();
-    module.weight.zero_point = module.weight.zero_point.cpu();
+    modules.push_back({block->linears()[i].module, quantized.linears[i]->weight});
     if (observer_ != nullptr) weights[i] = EffectiveWeight(quantized.linears[i]->weight);
   }
   observed.statistics.clear();
@@ -475,6 +480,11 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   result.observe_seconds += std::exchange(advance_seconds_, 0);
 
   PTQ_RETURN_IF_ERROR(writing_.Wait());
+  for (QuantizedModule& module : modules) {  // now, so that one block's are in memory at a time
+    module.weight.int_data = ToHost(module.weight.int_data);
+    module.weight.scale = module.weight.scale.cpu();
+    module.weight.zero_point = module.weight.zero_point.cpu();
+  }
   result.seconds =
       result.load_seconds + result.observe_seconds + result.quantize_seconds + stopwatch.Lap();
   JobEvent event;

@@ -17,7 +17,7 @@
 namespace ptq {
 
 struct CudaApi {
-  static constexpr int kVersion = 3;
+  static constexpr int kVersion = 4;
   int version;
 
   // Kernels of algorithms/auto_round: the host loops of the same names, over all groups and units.
@@ -39,6 +39,7 @@ struct CudaApi {
   int (*rotary)(const RotarySpans& spans, void* stream);
   int (*gated)(const GatedSpans& spans, void* stream);
   int (*gated_backward)(const GatedSpans& spans, void* stream);
+  int (*row_errors)(const RowErrorSpans& spans, void* stream);
   // The search of algorithms/rtn/scale_search.h, with the host's bits.
   int (*search_scales)(const ScaleSearchState& state, void* stream);
   int (*fp8_tiles)(const Fp8TileSpans& spans, void* stream);  // fp8_spans.h
@@ -59,9 +60,12 @@ struct CudaApi {
   int (*compute_capability)();  // 10 · major + minor
 
   // A CUDA graph: what runs between begin and end on the current stream (not the default one) is
-  // recorded, and runs at each replay.
+  // recorded, and runs at each replay. Graphs take their memory from `memory`, which outlives them:
+  // what was free in one may be used by the next, so that they don't replay at the same time.
+  void* (*graph_memory_create)();
+  void (*graph_memory_destroy)(void* memory);
   void* (*graph_create)();
-  void (*graph_capture_begin)(void* graph);
+  void (*graph_capture_begin)(void* graph, void* memory);
   void (*graph_capture_end)(void* graph);
   void (*graph_replay)(void* graph);
   void (*graph_destroy)(void* graph);

@@ -1,5 +1,7 @@
 // libptq_cuda.so: the table of cuda_api.h. The one file that sees libtorch's CUDA headers.
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
+#include <ATen/cuda/MemPool.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -45,8 +47,30 @@ int ComputeCapability() {
   return 10 * properties.major + properties.minor;
 }
 
+// A pool of libtorch's allocators on both sides. Graphs hold it too, but only for as long as they
+// live.
+class GraphMemory {
+ public:
+  GraphMemory() {
+    at::HostAllocator* host = at::getHostAllocator(at::kCUDA);
+    host->begin_allocate_to_pool(id(), [](c10::Stream) { return false; });
+    host->end_allocate_to_pool(id());
+  }
+  ~GraphMemory() { at::getHostAllocator(at::kCUDA)->release_pool(id()); }
+  GraphMemory(const GraphMemory&) = delete;
+  GraphMemory& operator=(const GraphMemory&) = delete;
+  c10::MempoolId_t id() { return pool_.id(); }
+
+ private:
+  at::cuda::MemPool pool_;
+};
+
+void* GraphMemoryCreate() { return new GraphMemory; }
+void GraphMemoryDestroy(void* memory) { delete static_cast<GraphMemory*>(memory); }
 void* GraphCreate() { return new CUDAGraph; }
-void GraphCaptureBegin(void* graph) { static_cast<CUDAGraph*>(graph)->capture_begin(); }
+void GraphCaptureBegin(void* graph, void* memory) {
+  static_cast<CUDAGraph*>(graph)->capture_begin(static_cast<GraphMemory*>(memory)->id());
+}
 void GraphCaptureEnd(void* graph) { static_cast<CUDAGraph*>(graph)->capture_end(); }
 void GraphReplay(void* graph) { static_cast<CUDAGraph*>(graph)->replay(); }
 void GraphDestroy(void* graph) { delete static_cast<CUDAGraph*>(graph); }
@@ -66,6 +90,7 @@ constexpr CudaApi kApi = {
     .rotary = LaunchRotary,
     .gated = LaunchGated,
     .gated_backward = LaunchGatedBackward,
+    .row_errors = LaunchRowErrors,
     .search_scales = LaunchSearchScales,
     .fp8_tiles = LaunchFp8Tiles,
     .attention_workspace = AttentionWorkspace,
@@ -79,6 +104,8 @@ constexpr CudaApi kApi = {
     .device_name = DeviceName,
     .device_memory_bytes = DeviceMemoryBytes,
     .compute_capability = ComputeCapability,
+    .graph_memory_create = GraphMemoryCreate,
+    .graph_memory_destroy = GraphMemoryDestroy,
     .graph_create = GraphCreate,
     .graph_capture_begin = GraphCaptureBegin,
     .graph_capture_end = GraphCaptureEnd,

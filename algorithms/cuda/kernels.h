@@ -25,6 +25,7 @@ int LaunchRmsNormBackward(const RmsNormBackwardSpans& spans, void* stream);
 int LaunchRotary(const RotarySpans& spans, void* stream);
 int LaunchGated(const GatedSpans& spans, void* stream);
 int LaunchGatedBackward(const GatedSpans& spans, void* stream);
+int LaunchRowErrors(const RowErrorSpans& spans, void* stream);
 int LaunchFp8Tiles(const Fp8TileSpans& spans, void* stream);
 int LaunchFakeQuantizePositions(const LearnedScaleState& state, void* stream);
 int LaunchStepPositions(const LearnedScaleState& state, const StepRates& rates, void* stream);
