@@ -9,11 +9,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/seed.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
 #include "models/input_gradient.h"
 #include "observers/hidden_store.h"
+#include "observers/sampled_labels.h"
 
 namespace ptq {
 namespace {
@@ -22,19 +22,6 @@ namespace {
 // chunk reads the whole head.
 constexpr int64_t kLogitsPerChunk = int64_t{1} << 22;
 constexpr int64_t kDeviceLogitsPerChunk = int64_t{1} << 26;
-
-// The finalizer of MurmurHash3 (Appleby 2011) on int32, in place.
-void Mix(at::Tensor& x) {
-  const auto shift_xor = [&x](int64_t bits) {
-    // Logical shifts: the sign does not come along.
-    x.bitwise_xor_(x.__rshift__(bits).bitwise_and_((int64_t{1} << (32 - bits)) - 1));
-  };
-  shift_xor(16);
-  x.mul_(static_cast<int32_t>(0x85ebca6b));
-  shift_xor(13);
-  x.mul_(static_cast<int32_t>(0xc2b2ae35));
-  shift_xor(16);
-}
 
 // dCE / d hidden of `hidden` [n, D], the last block's outputs, in its dtype.
 at::Tensor HeadGradient(const LanguageModelHead& head, const at::Tensor& hidden, uint64_t seed,
@@ -47,12 +34,8 @@ at::Tensor HeadGradient(const LanguageModelHead& head, const at::Tensor& hidden,
     normalized = head.Normalize(leaf);
   }
   const at::Tensor logits = head.Project(normalized.detach());
-  const at::Tensor labels = SampleLabels(logits, seed, first_token);
-  // Comparing instead of scattering: deterministic on every device.
-  const at::Tensor columns = at::arange(logits.size(1), labels.options());
-  const at::Tensor probabilities =
-      logits.softmax(-1).sub_(columns.eq(labels.unsqueeze(1)).to(at::kFloat));
-  const at::Tensor gradient = head.ProjectBackward(probabilities);
+  const at::Tensor gradient =
+      head.ProjectBackward(SampledGradient(logits, seed, first_token, normalized.scalar_type()));
   return torch::autograd::grad({normalized}, {leaf}, {gradient.to(normalized.scalar_type())})[0];
 }
 
@@ -75,34 +58,16 @@ void AddOuterProducts(const at::Tensor& output, const at::Tensor& gradient, at::
 
 }  // namespace
 
-at::Tensor SampleLabels(const at::Tensor& logits, uint64_t seed, int64_t first_row) {
-  const at::NoGradGuard no_grad;
-  const int64_t rows = logits.size(0);
-  at::Tensor row_keys = at::empty({rows, 1}, at::kInt);
-  for (int64_t row = 0; row < rows; ++row) {
-    row_keys.mutable_data_ptr<int32_t>()[row] =
-        static_cast<int32_t>(MixSeed(seed, first_row + row) >> 32);
-  }
-  at::Tensor columns =
-      at::arange(logits.size(1), logits.options().dtype(at::kInt)).mul_(int32_t{0x3c6ef372});
-  at::Tensor bits = row_keys.to(logits.device()).bitwise_xor(columns);
-  Mix(bits);
-  // 23 bits and a half: exact in float32, never 0 or 1.
-  at::Tensor noise = bits.bitwise_and_(0x7FFFFF).to(at::kFloat).add_(0.5).div_(8388608.0);
-  noise.log_().neg_().log_().neg_();
-  return noise.add_(logits).argmax(-1);
-}
-
 absl::Status FisherObserver::Observe(
-    const at::Tensor& ids, const CancellationToken& cancel,
+    const at::Tensor& embedding, const CancellationToken& cancel,
     const std::function<void(double)>& progress,
     const std::function<absl::Status(int64_t, const at::Tensor&)>& consume) {
   return CatchTorchErrors("Fisher pass", [&]() -> absl::Status {
     const c10::InferenceMode no_inference(false);
     const at::NoGradGuard no_grad;
     const int64_t blocks = model_.block_count();
-    const int64_t samples = ids.size(0);
-    const int64_t length = ids.size(1);
+    const int64_t samples = embedding.size(0);
+    const int64_t length = embedding.size(1);
     const int64_t step = options_.micro_batch;
     const RotaryTable rotary = model_.MakeRotaryTable(length);
     // Forward and backward of a block cost about one to three.
@@ -114,7 +79,7 @@ absl::Status FisherObserver::Observe(
     };
 
     // Slot b: the output of block b. The last one: the gradient of the block in hand's output.
-    PTQ_ASSIGN_OR_RETURN(at::Tensor hidden, model_.Embed(ids));
+    at::Tensor hidden = embedding;
     const std::vector<int64_t> shape = hidden.sizes().vec();
     const at::TensorOptions options = hidden.options();
     PTQ_ASSIGN_OR_RETURN(HiddenStore store,
@@ -133,7 +98,7 @@ absl::Status FisherObserver::Observe(
         }
         PTQ_RETURN_IF_ERROR(store.Write(index, begin, block->Forward(input, rotary)));
       }
-      hidden = at::Tensor();  // the embedding, which only the first block reads
+      hidden = at::Tensor();  // only the first block reads the embedding
       advance(1);
     }
 

@@ -88,10 +88,10 @@ int64_t MicroBatch(const JobSpec& spec, int64_t tokens) {
   return std::clamp<int64_t>(tokens / spec.sequence_length, 1, spec.samples);
 }
 
-// A copy of a tensor on a device in page-locked memory, which takes a tenth of the time of a copy
-// to memory that is new to the process; the allocator keeps it for the next block.
-at::Tensor ToHost(const at::Tensor& tensor) {
-  if (tensor.is_cpu()) return tensor;
+// A copy in page-locked memory of what comes from a device or goes there. Copying a block's codes
+// to memory that is new to the process takes over 100 ms, to this, which the allocator keeps for
+// the next block, 6.
+at::Tensor PageLocked(const at::Tensor& tensor) {
   const auto options = tensor.options().device(at::kCPU).pinned_memory(true);
   return at::empty(tensor.sizes(), options).copy_(tensor);
 }
@@ -173,7 +173,7 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   load_seconds_ = load_seconds;
   PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return Load(); }));
   load_seconds_ += total.Seconds();
-  PTQ_RETURN_IF_ERROR(ObserveFisher());
+  PTQ_RETURN_IF_ERROR(ObserveFisher(/*chains_begin=*/true));
   const int64_t width = plan_.inspection.config.hidden_size;
   if (fisher_ != nullptr && FisherWeight(fisher_tokens_, width) < kFisherWeight) {
     warnings_.push_back(absl::StrFormat(
@@ -265,7 +265,7 @@ absl::Status Pipeline::LoadCalibration() {
   return absl::OkStatus();
 }
 
-absl::Status Pipeline::ObserveFisher() {
+absl::Status Pipeline::ObserveFisher(bool chains_begin) {
   const JobSpec& spec = plan_.spec;
   const int64_t windows = FisherWindows(spec, plan_.inspection.config.hidden_size);
   if (spec.calibration.empty() || windows == 0) return absl::OkStatus();
@@ -298,17 +298,24 @@ absl::Status Pipeline::ObserveFisher() {
        .device_bytes = host ? kFisherHostBytes : shares_.fisher_outputs,
        .scratch_folder = fisher_->folder()});
   WriteBehind writing;
+  at::Tensor embedding;
+  if (chains_begin) {
+    embedding = observer_->inputs().full_precision.narrow(0, 0, windows).to(compute.dtype);
+  } else {
+    const DecoderModel& model = wide_model != nullptr ? *wide_model : *model_;
+    PTQ_ASSIGN_OR_RETURN(embedding, model.Embed(calibration_windows_.narrow(0, 0, windows)));
+  }
   absl::Status status = observer.Observe(
-      calibration_windows_.narrow(0, 0, windows), cancel_,
-      [this](double fraction) { events_.Phase("fisher", fraction); },
+      embedding, cancel_, [this](double fraction) { events_.Phase("fisher", fraction); },
       [&](int64_t block, const at::Tensor& fisher) -> absl::Status {
         if (!at::isfinite(fisher).all().item<bool>()) {
           return absl::UnimplementedError("block " + std::to_string(block) +
                                           ": the gradients are not finite");
         }
-        return writing.Start([this, block, rounded = fisher.to(at::kBFloat16).cpu()] {
-          return fisher_->Write(block, rounded);
-        });
+        at::Tensor rounded = fisher.to(at::kBFloat16);
+        if (rounded.is_cuda()) rounded = PageLocked(rounded);
+        return writing.Start(
+            [this, block, rounded = std::move(rounded)] { return fisher_->Write(block, rounded); });
       });
   if (const absl::Status written = writing.Wait(); status.ok()) status = written;
   if (status.ok()) status = fisher_->Finish(stopwatch.Seconds());
@@ -333,12 +340,12 @@ absl::Status Pipeline::ReadFisher(int64_t index, ObservedBlock& observed) {
     warnings_.push_back(Message(fisher.status()) + ": computed again.");
     events_.Log("warning", warnings_.back());
     PTQ_RETURN_IF_ERROR(fisher_->StartOver());
-    PTQ_RETURN_IF_ERROR(ObserveFisher());
+    PTQ_RETURN_IF_ERROR(ObserveFisher(/*chains_begin=*/false));
     if (fisher_ == nullptr) return absl::OkStatus();
     fisher = fisher_->Read(index);
   }
   if (!fisher.ok()) return fisher.status();
-  observed.fisher = *std::move(fisher);
+  observed.fisher = plan_.compute.device.is_cpu() ? *std::move(fisher) : PageLocked(*fisher);
   observed.fisher_tokens = fisher_tokens_;
   return absl::OkStatus();
 }
@@ -398,7 +405,7 @@ absl::Status Pipeline::QuantizeBlocks() {
       if (observer_ == nullptr && !plan_.spec.calibration.empty()) {
         // All blocks seemed finished, so there were no chains: they begin at the first block.
         PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return LoadCalibration(); }));
-        PTQ_RETURN_IF_ERROR(ObserveFisher());
+        PTQ_RETURN_IF_ERROR(ObserveFisher(/*chains_begin=*/true));
         index = -1;
         continue;
       }
@@ -481,7 +488,9 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
 
   PTQ_RETURN_IF_ERROR(writing_.Wait());
   for (QuantizedModule& module : modules) {  // now, so that one block's are in memory at a time
-    module.weight.int_data = ToHost(module.weight.int_data);
+    if (module.weight.int_data.is_cuda()) {
+      module.weight.int_data = PageLocked(module.weight.int_data);
+    }
     module.weight.scale = module.weight.scale.cpu();
     module.weight.zero_point = module.weight.zero_point.cpu();
   }

@@ -161,30 +161,6 @@ __global__ void __launch_bounds__(kThreads) GatedBackwardKernel(GatedSpans spans
   Store(static_cast<T*>(spans.up_gradient) + at, UpGradient(gate, gradient));
 }
 
-// One block a row.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) RowErrorsKernel(RowErrorSpans spans) {
-  const int64_t start = blockIdx.x * spans.width;
-  const T* values = static_cast<const T*>(spans.values) + start;
-  const T* targets = static_cast<const T*>(spans.targets) + start;
-  float difference = 0.0f;
-  float square = 0.0f;
-  for (int64_t column = threadIdx.x * int64_t{kPack}; column < spans.width;
-       column += int64_t{kThreads} * kPack) {
-    const Values value = Load(values + column);
-    const Values target = Load(targets + column);
-    for (int i = 0; i < kPack; ++i) {
-      const float d = value.lane[i] - target.lane[i];
-      difference += d * d;
-      square += target.lane[i] * target.lane[i];
-    }
-  }
-  difference = BlockSum(difference);
-  __syncthreads();  // BlockSum's scratch is used again
-  square = BlockSum(square);
-  if (threadIdx.x == 0) spans.errors[blockIdx.x] = difference / fmaxf(square, 1e-30f);
-}
-
 }  // namespace
 
 int LaunchGather(const GatherSpans& spans, void* stream) {
@@ -247,15 +223,6 @@ int LaunchGatedBackward(const GatedSpans& spans, void* stream) {
   return WithType(spans.dtype, [&](auto type) {
     GatedBackwardKernel<decltype(type)>
         <<<BlocksFor(threads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(spans, threads);
-  });
-}
-
-int LaunchRowErrors(const RowErrorSpans& spans, void* stream) {
-  if (spans.width % kPack != 0) return cudaErrorInvalidValue;
-  return WithType(spans.dtype, [&](auto type) {
-    RowErrorsKernel<decltype(type)>
-        <<<static_cast<unsigned>(spans.rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-            spans);
   });
 }
 

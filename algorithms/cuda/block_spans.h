@@ -1,7 +1,7 @@
 // What the kernels between a decoder block's matrix products read and write: raw spans on a CUDA
 // device, rows contiguous unless strides are given. C++17, no torch.
 //
-// Those of blocks follow models/rms_norm.h, models/rotary.h and models/llama_block.h with fewer
+// They follow models/rms_norm.h, models/rotary.h and models/llama_block.h with fewer
 // roundings: float32 inside, one rounding of each output, but the two of RmsNorm. Widths are
 // multiples of kHiddenPack, pointers and strides of 16 bytes.
 #ifndef PTQ_ALGORITHMS_CUDA_BLOCK_SPANS_H_
@@ -77,16 +77,6 @@ struct GatedSpans {
   const void* hidden_gradient = nullptr;  // [rows, width]
   void* gate_gradient = nullptr;          // may be `gate`
   void* up_gradient = nullptr;            // may be `up`
-  int64_t rows = 0;
-  int64_t width = 0;
-  HiddenDtype dtype = HiddenDtype::kBFloat16;
-};
-
-// errors[row] = |values - targets|² / |targets|², the divisor at least 1e-30.
-struct RowErrorSpans {
-  const void* values = nullptr;   // [rows, width]
-  const void* targets = nullptr;  // the same
-  float* errors = nullptr;        // [rows]
   int64_t rows = 0;
   int64_t width = 0;
   HiddenDtype dtype = HiddenDtype::kBFloat16;

@@ -12,6 +12,7 @@
 #include "algorithms/cuda/attention_spans.h"
 #include "algorithms/cuda/block_spans.h"
 #include "algorithms/cuda/fp8_spans.h"
+#include "algorithms/cuda/observer_spans.h"
 #include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
@@ -39,7 +40,10 @@ struct CudaApi {
   int (*rotary)(const RotarySpans& spans, void* stream);
   int (*gated)(const GatedSpans& spans, void* stream);
   int (*gated_backward)(const GatedSpans& spans, void* stream);
+  // Of observers: observer_spans.h.
   int (*row_errors)(const RowErrorSpans& spans, void* stream);
+  int (*column_squares)(const ColumnSquareSpans& spans, void* stream);
+  int (*sampled_gradient)(const SampledGradientSpans& spans, void* stream);
   // The search of algorithms/rtn/scale_search.h, with the host's bits.
   int (*search_scales)(const ScaleSearchState& state, void* stream);
   int (*fp8_tiles)(const Fp8TileSpans& spans, void* stream);  // fp8_spans.h

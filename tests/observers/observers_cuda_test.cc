@@ -3,11 +3,13 @@
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 
+#include <utility>
 #include <vector>
 
 #include "algorithms/cuda/cuda_runtime.h"
 #include "observers/fisher_observer.h"
 #include "observers/observed_block.h"
+#include "observers/sampled_labels.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/tiny_llama.h"
 
@@ -46,7 +48,7 @@ class ObserversCudaTest : public ::testing::Test {
     BlockLoader loader(model, {});
     FisherObserver observer(loader, {.micro_batch = 4, .scratch_folder = ::testing::TempDir()});
     std::vector<at::Tensor> result(static_cast<size_t>(model.block_count()));
-    EXPECT_THAT(observer.Observe(ids_, {}, {},
+    EXPECT_THAT(observer.Observe(model.Embed(ids_).value(), {}, {},
                                  [&](int64_t block, const at::Tensor& fisher) {
                                    result[static_cast<size_t>(block)] = fisher.cpu();
                                    return absl::OkStatus();
@@ -67,6 +69,41 @@ TEST_F(ObserversCudaTest, ErrorsBehindABlockAreThoseOfTheHost) {
   EXPECT_NEAR(actual.calibration / expected.calibration, 1, 0.05);
   EXPECT_NEAR(actual.held_out / expected.held_out, 1, 0.05);
   EXPECT_EQ(actual.held_out_samples, 3);
+}
+
+TEST_F(ObserversCudaTest, ImportanceIsTheSumOfSquares) {
+  at::manual_seed(5);
+  const auto model = Model(at::kCUDA, at::kBFloat16);
+  const auto block = model->LoadBlock(0).value();
+  // Whole slices and packs of warps, and neither.
+  for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{1024, 512}, {1300, 72}, {3, 8}}) {
+    const at::Tensor input = at::randn({rows, width}).to(at::kBFloat16).cuda();
+    LinearObserver observer(*block);
+    observer.Record(0, input.unsqueeze(0));
+    observer.Record(0, input.narrow(0, 0, 2).unsqueeze(0));
+    const at::Tensor actual = observer.Finish()[0].importance;
+    const at::Tensor wide = input.to(at::kDouble).square();
+    const at::Tensor expected = wide.sum(0) + wide.narrow(0, 0, 2).sum(0);
+    EXPECT_TRUE(actual.to(at::kDouble).allclose(expected, 1e-5)) << rows << " x " << width;
+  }
+}
+
+TEST_F(ObserversCudaTest, SampledGradientsAreThoseOfTheHost) {
+  at::manual_seed(6);
+  for (const int64_t width : {50, 5000}) {
+    const at::Tensor logits = at::randn({64, width}) * 3;
+    const at::Tensor expected = SampledGradient(logits, 11, 100, at::kFloat);
+    const at::Tensor actual = SampledGradient(logits.cuda(), 11, 100, at::kBFloat16);
+    EXPECT_EQ(actual.scalar_type(), at::kBFloat16);
+    const at::Tensor error = (actual.cpu().to(at::kFloat) - expected).abs();
+    EXPECT_TRUE(error.le(expected.abs() * 0.004 + 1e-6).all().item<bool>())
+        << error.max().item<float>();
+    EXPECT_TRUE(SampledGradient(logits.cuda(), 11, 100, at::kBFloat16).equal(actual));
+  }
+  // Where one logit is all there is, its gradient is nothing.
+  at::Tensor certain = at::full({3, 40}, -1e4);
+  certain.select(1, 7).fill_(5);
+  EXPECT_TRUE(SampledGradient(certain.cuda(), 11, 0, at::kBFloat16).eq(0).all().item<bool>());
 }
 
 // Labels are sampled from the model's own logits: rounding flips a few.
