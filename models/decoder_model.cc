@@ -141,9 +141,11 @@ absl::StatusOr<at::Tensor> DecoderModel::Embed(const at::Tensor& ids) const {
     PTQ_ASSIGN_OR_RETURN(const at::Tensor embedding, OfShape(reader_.Read(row.name), row));
     std::vector<int64_t> shape = ids.sizes().vec();
     shape.push_back(config_.hidden_size);
-    return embedding.index_select(0, ids.flatten())
+    // Looked up on the device: the states of all samples are larger than the embedding.
+    return embedding.to(options_.device)
+        .index_select(0, ids.flatten().to(options_.device))
         .view(shape)
-        .to(at::TensorOptions(options_.device).dtype(options_.dtype));
+        .to(options_.dtype);
   });
 }
 
