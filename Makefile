@@ -2,7 +2,7 @@
 BUILD ?= build
 JOBS ?= $(shell nproc)
 
-.PHONY: demo test build setup format check bench gpu-build gpu-test bench-gpu clean
+.PHONY: demo test build setup format check bench cuda-check gpu-build gpu-test bench-gpu clean
 
 demo: build              ## quantize the example model over gRPC by every algorithm: demo-output/
 	.venv/bin/python tools/demo.py --build $(BUILD) --output demo-output
@@ -28,6 +28,12 @@ check:                   ## formatting and the include table, nothing else
 bench: build             ## the README's figures, measured here (an hour on two cores)
 	tools/setup.sh benchmarks
 	.venv/bin/python tests/benchmarks/run_all.py --build $(BUILD)
+
+cuda-check:              ## does the CUDA part compile and link, for an H100? Needs no GPU
+	tools/setup.sh cuda
+	cmake -S . -B $(BUILD)-cuda -G Ninja -DPTQ_CUDA_ARCHITECTURES=90a -DPTQ_BUILD_SERVER=OFF -DPTQ_BUILD_TESTS=OFF \
+	  -DPTQ_BUILD_BENCHMARKS=OFF
+	ninja -C $(BUILD)-cuda -j $(JOBS) ptq_cuda
 
 gpu-build:
 	tools/setup.sh cuda

@@ -42,6 +42,7 @@ struct QuantizedBlock {
   std::optional<double> loss_best;
   std::vector<float> loss_curve;
   std::optional<double> step_seconds;  // of an iteration, once warmed up; where there are any
+  std::string tuning_path;             // which way its iterations went (BlockTuner::Path)
   double search_seconds = 0;           // of the search for scales, where tuning begins with one
 };
 

@@ -62,6 +62,14 @@ function(ptq_cc_test name)
     ENVIRONMENT "GOMP_SPINCOUNT=1000")
 endfunction()
 
+# ptq_cuda_test(NAME SRCS ... DEPS ...): one that needs a GPU: `ctest -L gpu`, or make gpu-test.
+function(ptq_cuda_test name)
+  if(PTQ_CUDA_FOUND AND PTQ_BUILD_TESTS)
+    ptq_cc_test(${name} TORCH ${ARGN} LABELS gpu)
+    add_dependencies(${name} ptq_cuda)
+  endif()
+endfunction()
+
 # ptq_py_test(NAME FILE LABELS ...): a pytest file that runs with the project's .venv.
 function(ptq_py_test name file)
   cmake_parse_arguments(ARG "" "" "LABELS" ${ARGN})

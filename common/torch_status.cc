@@ -6,6 +6,18 @@
 #include <new>
 
 namespace ptq {
+namespace {
+
+constexpr int32_t kCudaErrorMemoryAllocation = 2;  // driver_types.h, which this folder does without
+
+// What libraries beside the allocator say when the device's memory is full.
+bool SaysOutOfDeviceMemory(const std::string& what) {
+  return what.find("CUBLAS_STATUS_ALLOC_FAILED") != std::string::npos ||
+         what.find("CUDNN_STATUS_ALLOC_FAILED") != std::string::npos ||
+         what.find("CUSOLVER_STATUS_ALLOC_FAILED") != std::string::npos;
+}
+
+}  // namespace
 
 absl::Status StatusFromCurrentException(const std::string& context) {
   const auto message = [&context](const char* what) { return context + ": " + what; };
@@ -15,10 +27,16 @@ absl::Status StatusFromCurrentException(const std::string& context) {
     return absl::ResourceExhaustedError(message(error.what_without_backtrace()));
   } catch (const c10::NotImplementedError& error) {
     return absl::UnimplementedError(message(error.what_without_backtrace()));
+  } catch (const c10::AcceleratorError& error) {
+    // The lines after the first are advice for those who compile libtorch.
+    const std::string what = error.what_without_backtrace();
+    const std::string line = message(what.substr(0, what.find('\n')).c_str());
+    return error.get_error_code() == kCudaErrorMemoryAllocation ? absl::ResourceExhaustedError(line)
+                                                                : absl::InternalError(line);
   } catch (const c10::Error& error) {
     // libtorch's CPU allocator throws a plain c10::Error that names itself.
     const std::string what = error.what_without_backtrace();
-    if (what.find("DefaultCPUAllocator") != std::string::npos) {
+    if (what.find("DefaultCPUAllocator") != std::string::npos || SaysOutOfDeviceMemory(what)) {
       return absl::ResourceExhaustedError(message(what.c_str()));
     }
     return absl::InternalError(message(what.c_str()));

@@ -14,7 +14,7 @@ namespace ptq {
 
 // The status for the exception being handled; call it inside a catch block only. Out of memory
 // (host or device) is kResourceExhausted, what torch does not implement kUnimplemented, all else
-// kInternal.
+// kInternal, errors of CUDA included.
 absl::Status StatusFromCurrentException(const std::string& context);
 
 // Runs `body` and turns what it throws into a status whose message begins with `context`. `body`

@@ -141,11 +141,12 @@ absl::StatusOr<at::Tensor> DecoderModel::Embed(const at::Tensor& ids) const {
     PTQ_ASSIGN_OR_RETURN(const at::Tensor embedding, OfShape(reader_.Read(row.name), row));
     std::vector<int64_t> shape = ids.sizes().vec();
     shape.push_back(config_.hidden_size);
-    // Looked up on the device: the states of all samples are larger than the embedding.
-    return embedding.to(options_.device)
-        .index_select(0, ids.flatten().to(options_.device))
+    // Of more tokens than the vocabulary has, the states would be more to move than the embedding.
+    const bool all = ids.numel() > embedding.size(0);
+    const at::Tensor rows = all ? embedding.to(options_.device) : embedding;
+    return rows.index_select(0, ids.flatten().to(rows.device()))
         .view(shape)
-        .to(options_.dtype);
+        .to(at::TensorOptions(options_.device).dtype(options_.dtype));
   });
 }
 

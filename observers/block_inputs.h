@@ -12,7 +12,7 @@
 namespace ptq {
 
 struct BlockInputs {
-  at::Tensor full_precision;  // [S, T, D] compute dtype, device
+  at::Tensor full_precision;  // [S, T, D] compute dtype, device; undefined: there is no such chain
   at::Tensor quantized;       // the same shape; equal to full_precision before the first block
   at::Tensor token_mask;      // [S, T] float32: 0 where the loss must not look
 };

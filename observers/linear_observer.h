@@ -16,7 +16,7 @@ namespace ptq {
 // share the tensors.
 struct LinearStatistics {
   at::Tensor hessian;     // XᵀX, [K, K] float32; undefined unless asked for
-  at::Tensor importance;  // per-column sums of squares, [K] float32
+  at::Tensor importance;  // per-column sums of squares, [K] float32: the Hessian's diagonal
   int64_t tokens = 0;     // n
 };
 

@@ -117,10 +117,14 @@ absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
     return absl::InvalidArgumentError(
         absl::StrFormat("%d of %d samples cannot be held out", options.held_out, ids.size(0)));
   }
+  if (options.held_out > 0 && !options.full_precision) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "%d samples are held out, but there is no full-precision chain", options.held_out));
+  }
   return CatchTorchErrors(
       "block inputs", [&]() -> absl::StatusOr<std::unique_ptr<BlockInputObserver>> {
         std::unique_ptr<BlockInputObserver> observer(new BlockInputObserver(options));
-        observer->full_precision_ = hidden;
+        if (options.full_precision) observer->full_precision_ = hidden;
         observer->quantized_ = hidden;
         observer->inputs_.token_mask =
             LastPositionMask(ids.size(0) - options.held_out, ids.size(1), hidden.device());
@@ -131,9 +135,12 @@ absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
 }
 
 void BlockInputObserver::ShowInputs() {
-  const int64_t samples = full_precision_.size(0) - options_.held_out;
-  inputs_.full_precision = full_precision_.narrow(0, 0, samples);
-  inputs_.quantized = ChainsAreEqual() ? inputs_.full_precision : quantized_.narrow(0, 0, samples);
+  const int64_t samples = quantized_.size(0) - options_.held_out;
+  inputs_.quantized = quantized_.narrow(0, 0, samples);
+  if (options_.full_precision) {
+    inputs_.full_precision =
+        ChainsAreEqual() ? inputs_.quantized : full_precision_.narrow(0, 0, samples);
+  }
 }
 
 absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& block) {
@@ -146,15 +153,17 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
     const bool hessians = options_.statistics == InputStatistics::kHessian;
     LinearObserver observer(block, hessians);
     const bool at_once = options_.statistics != InputStatistics::kNone && ChainsAreEqual();
-    outputs_ = RunAll(block, full_precision_, rotary_, options_.micro_batch, options_.held_out,
-                      at_once ? observer.Observe() : LinearFunction());
+    if (options_.full_precision) {
+      outputs_ = RunAll(block, full_precision_, rotary_, options_.micro_batch, options_.held_out,
+                        at_once ? observer.Observe() : LinearFunction());
+      observed.targets = outputs_.narrow(0, 0, outputs_.size(0) - options_.held_out);
+    }
     if (at_once) {
       observed.statistics = observer.Finish();
     } else if (options_.statistics != InputStatistics::kNone) {
       observed.statistics =
           ObserveLinears(block, inputs_.quantized, rotary_, options_.micro_batch, hessians);
     }
-    observed.targets = outputs_.narrow(0, 0, outputs_.size(0) - options_.held_out);
     return observed;
   });
 }
@@ -162,6 +171,7 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
 absl::StatusOr<ReconstructionError> BlockInputObserver::Replay(
     const DecoderBlock& block, const std::vector<at::Tensor>& quantized_weights) {
   PTQ_RETURN_IF_ERROR(CatchTorchErrors(block.name(), [&] {
+    if (!options_.full_precision) return absl::OkStatus();
     outputs_ = RunAll(block, full_precision_, rotary_, options_.micro_batch, options_.held_out, {});
     return absl::OkStatus();
   }));
@@ -176,7 +186,8 @@ absl::StatusOr<ReconstructionError> BlockInputObserver::Advance(
                         quantized_weights.size(), block.linears().size()));
   }
   return CatchTorchErrors(block.name(), [&]() -> absl::StatusOr<ReconstructionError> {
-    TORCH_CHECK(outputs_.defined(), "the block was not observed before its chains advance");
+    TORCH_CHECK(outputs_.defined() || !options_.full_precision,
+                "the block was not observed before its chains advance");
     const bool unchanged = std::none_of(quantized_weights.begin(), quantized_weights.end(),
                                         [](const at::Tensor& weight) { return weight.defined(); });
     if (ChainsAreEqual() && unchanged) {
@@ -195,7 +206,7 @@ absl::StatusOr<ReconstructionError> BlockInputObserver::Advance(
       return ApplyLinear(block.linears()[index], weights[index], input);
     };
     const int64_t samples = quantized_.size(0) - options_.held_out;
-    full_precision_ = outputs_;
+    if (options_.full_precision) full_precision_ = outputs_;
     at::Tensor seen = quantized_.narrow(0, 0, samples);
     RunBlockInto(block, seen, rotary_, options_.micro_batch, apply, seen);
     if (options_.held_out > 0) {

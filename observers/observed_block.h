@@ -21,7 +21,8 @@ struct ObservedBlock {
   const DecoderBlock* block = nullptr;
   const RotaryTable* rotary = nullptr;
   const BlockInputs* inputs = nullptr;  // nullptr: no calibration data (rtn)
-  at::Tensor targets;  // [S, T, D]: the block's outputs on the full-precision chain
+  // [S, T, D]: the block's outputs on the full-precision chain; undefined without that chain.
+  at::Tensor targets;
   // By linear index, from the full-precision block fed by the quantized chain; importance from
   // about 65536 tokens, Hessians from all. Empty where none were asked for, or without calibration
   // data.
@@ -54,19 +55,23 @@ struct BlockInputOptions {
   // show them.
   int64_t held_out = 0;
   InputStatistics statistics = InputStatistics::kImportance;
+  // Whether there is a full-precision chain: targets, and errors of the other chain against it.
+  // Only tuning looks at them, and the chain costs a pass through every block.
+  bool full_precision = true;
 };
 
 // Holds the calibration samples' hidden states in front of the next block, and advances them.
 class BlockInputObserver {
  public:
   // The inputs of the first block: the embedding of `ids` [S + H, T], H = options.held_out.
-  // kInvalidArgument for a micro-batch below 1, or unless 0 <= H < S + H.
+  // kInvalidArgument for a micro-batch below 1, or unless 0 <= H < S + H, or for held-out samples
+  // without a full-precision chain, on which nobody would measure errors.
   static absl::StatusOr<std::unique_ptr<BlockInputObserver>> Create(
       const DecoderModel& model, const at::Tensor& ids, const BlockInputOptions& options);
 
   // A pass over the samples for the targets on the full-precision chain, and one on the quantized
-  // chain for the statistics, if any are asked for (one for both while the chains are equal). The
-  // result borrows from `block` and from this observer until Advance.
+  // chain for the statistics, as far as they are asked for (one for both while the chains are
+  // equal). The result borrows from `block` and from this observer until Advance.
   absl::StatusOr<ObservedBlock> Observe(const DecoderBlock& block);
   // Moves both chains behind the block that was observed last: full precision to its targets,
   // quantized through the block with `quantized_weights` (by linear index, rounded to the compute

@@ -14,7 +14,7 @@ MAY_INCLUDE = {
     "algorithms/cuda": ["common", "algorithms/auto_round/learned_scale_math.h", "algorithms/auto_round/learned_scale_state.h",
                         "algorithms/auto_round/rounding_math.h", "algorithms/auto_round/rounding_state.h",
                         "algorithms/auto_round/tuning_state.h", "algorithms/auto_round/weight_layout.h",
-                        "algorithms/rtn/scale_search_math.h", "algorithms/rtn/scale_search_state.h"],
+                        "algorithms/gptq/gptq_tile_state.h", "algorithms/rtn/scale_search_math.h", "algorithms/rtn/scale_search_state.h"],
     "algorithms/affine": ["common"],
     "formats": ["common", "formats/headers", "algorithms/affine"],
     "models": ["common", "formats/headers", "formats/checkpoint_reader.h", "algorithms/cuda"],

@@ -28,6 +28,10 @@ absl::StatusOr<c10::Device> SelectDevice(DeviceChoice choice) {
   if (choice == DeviceChoice::kCpu) return c10::Device(c10::kCPU);
   const absl::Status cuda = LoadCudaIfThereIsADriver();
   if (cuda.ok()) return c10::Device(c10::kCUDA, 0);
+  if (absl::IsInternal(cuda)) {  // days on a CPU are not what a machine with a GPU was asked for
+    return absl::UnavailableError("device: there is a GPU, but it can't be used: " + Message(cuda) +
+                                  "; see nvidia-smi, or use device cpu to do without it");
+  }
   if (choice == DeviceChoice::kCuda) {
     return absl::FailedPreconditionError("device: " + Message(cuda));
   }

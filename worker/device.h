@@ -13,8 +13,9 @@
 
 namespace ptq {
 
-// kAuto: the first GPU if there is a usable one, else the CPU. kCuda: kFailedPrecondition without
-// one, saying why. A GPU's libraries are loaded here, on first use.
+// kAuto: the first GPU if there is one, else the CPU. kCuda: kFailedPrecondition without one,
+// saying why. kUnavailable where there is one that fails. A GPU's libraries are loaded here, on
+// first use.
 absl::StatusOr<c10::Device> SelectDevice(DeviceChoice choice);
 
 // Equal input gives equal bits on one machine. Call once before any tensor arithmetic.

@@ -117,6 +117,9 @@ InputStatistics NeededStatistics(const JobSpec& spec) {
   return InputStatistics::kNone;
 }
 
+// Whether blocks are tuned towards their full-precision outputs.
+bool NeedsTargets(const JobSpec& spec) { return spec.algorithm == Algorithm::kAutoRound; }
+
 std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
   switch (plan.spec.algorithm) {
     case Algorithm::kAutoRound: {
@@ -260,7 +263,8 @@ absl::Status Pipeline::LoadCalibration() {
         BlockInputObserver::Create(*model_, calibration_windows_,
                                    {.micro_batch = MicroBatch(spec, ForwardTokens(plan_.compute)),
                                     .held_out = calibration_windows_.size(0) - spec.samples,
-                                    .statistics = NeededStatistics(spec)}));
+                                    .statistics = NeededStatistics(spec),
+                                    .full_precision = NeedsTargets(spec)}));
   }
   return absl::OkStatus();
 }
@@ -447,6 +451,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
     PTQ_ASSIGN_OR_RETURN(observed, observer_->Observe(*block));
     PTQ_RETURN_IF_ERROR(ReadFisher(index, observed));
     PTQ_RETURN_IF_ERROR(cancel_.Check());
+    PTQ_RETURN_IF_ERROR(SynchronizeCuda());  // or the algorithm's time would be that of the passes
   }
   result.observe_seconds = stopwatch.Lap();
   PTQ_RETURN_IF_ERROR(writing_.Check());  // or the longest part would be done in vain
@@ -467,6 +472,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   result.loss_curve = std::move(quantized.loss_curve);
   result.search_seconds = quantized.search_seconds;
   result.step_seconds = quantized.step_seconds;
+  result.tuning_path = quantized.tuning_path;
   result.fisher_tokens = observed.fisher_tokens;
   if (input_error_ && input_error_->held_out > 0) result.input_error = input_error_;
   result.quantize_seconds = stopwatch.Lap();

@@ -32,7 +32,7 @@ namespace ptq {
 // Single job. Everything that is borrowed must outlive it.
 //
 // A resumed run keeps no activations of the earlier one: it reads the finished blocks' records back
-// and runs both chains through those blocks again, with the same micro-batches and so to the same
+// and runs the chains through those blocks again, with the same micro-batches and so to the same
 // bits. That costs two forward passes a finished block, a small part of what quantizing it took,
 // and saves writing two copies of the calibration set's hidden states after every block.
 class Pipeline {

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "algorithms/auto_round/auto_round.h"
 #include "algorithms/auto_round/learned_scale_math.h"
 #include "algorithms/auto_round/schedule.h"
@@ -47,10 +48,38 @@ double SumOver(const std::vector<Json>& blocks, const char* field, size_t count)
   return sum;
 }
 
+// How many blocks were tuned in which way: {"fused fp8": 31, "autograd": 1}.
+Json CountPaths(const std::vector<Json>& blocks) {
+  Json counts = Json::object();
+  for (const Json& block : blocks) {
+    const Json path = block.value("tuning_path", Json(nullptr));
+    if (path.is_string()) counts[path] = counts.value(path.get<std::string>(), 0) + 1;
+  }
+  return counts;
+}
+
+// Empty, or that blocks were tuned in a wider precision than the job's.
+std::string PrecisionWarning(const ReportInputs& inputs) {
+  if (inputs.plan.tuning_precision != TuningPrecision::kFp8) return "";
+  int64_t wider = 0;
+  const Json paths = CountPaths(inputs.blocks);
+  for (const auto& [path, count] : paths.items()) {
+    if (path.find("fp8") == std::string::npos) wider += count.get<int64_t>();
+  }
+  if (wider == 0) return "";
+  return absl::StrFormat(
+      "%d of %d blocks were tuned without FP8 products, which their shapes or rules do not allow: "
+      "slower, and not less exact.",
+      wider, inputs.blocks.size());
+}
+
 Json Warnings(const ReportInputs& inputs) {
   Json warnings = Json::array();
   for (const std::string& warning : inputs.plan.warnings) warnings.push_back(warning);
   for (const std::string& warning : inputs.warnings) warnings.push_back(warning);
+  if (std::string warning = PrecisionWarning(inputs); !warning.empty()) {
+    warnings.push_back(std::move(warning));
+  }
   for (const Json& block : inputs.blocks) {
     for (const Json& module : block["modules"]) {
       if (module["fallback_reason"].is_null()) continue;
@@ -74,6 +103,7 @@ Json TuningToJson(const ReportInputs& inputs) {
   json["iterations"] = iterations;
   json["batch_size"] = std::min(spec.batch_size, spec.samples);
   json["precision"] = inputs.plan.TuningPrecisionLabel();
+  json["paths"] = CountPaths(inputs.blocks);
   if (spec.recipe == TuningRecipe::kPaper) {
     json["parameters"] = "rounding offsets V, range factors alpha and beta";
     json["optimizer"] = "signed gradient descent";
@@ -121,6 +151,7 @@ Json BlockResultToJson(const BlockResult& block) {
   json["quantize_seconds"] = block.quantize_seconds;
   json["search_seconds"] = block.search_seconds;
   json["step_seconds"] = block.step_seconds ? Json(*block.step_seconds) : Json(nullptr);
+  json["tuning_path"] = block.tuning_path.empty() ? Json(nullptr) : Json(block.tuning_path);
   json["export_seconds"] = block.export_seconds;
   json["fisher_tokens"] = block.fisher_tokens;
   json["input_error"] = nullptr;

@@ -37,6 +37,7 @@ struct BlockResult {
   double quantize_seconds = 0;         // with:
   double search_seconds = 0;           // of the search for scales, where tuning begins with one
   std::optional<double> step_seconds;  // of one iteration of tuning, once warmed up
+  std::string tuning_path;             // which way iterations went; "": none were made
   double export_seconds = 0;           // of writing the shard, behind the work on the next block
   int64_t fisher_tokens = 0;  // that the metric of the loss is the mean over; 0: squared error
   // Of the quantized chain in front of this block; none before anything is quantized, or without

@@ -321,11 +321,19 @@ std::string TuningTable(const Json& tuning) {
     return value && std::isfinite(*value) ? before + absl::StrFormat("%.4g", *value) : "";
   };
   const auto tokens = Number(tuning, {"fisher_tokens"});
+  std::vector<std::string> paths;
+  if (const auto found = tuning.find("paths"); found != tuning.end() && found->is_object()) {
+    for (const auto& [path, count] : found->items()) {
+      paths.push_back(Escape(path) + ": " + Escape(count.dump()) +
+                      (count == 1 ? " block" : " blocks"));
+    }
+  }
   const std::vector<std::pair<const char*, std::string>> rows = {
       {"recipe", text("", "recipe")},
       {"iterations", text("", "iterations")},
       {"samples a step", text("", "batch_size")},
       {"precision", text("", "precision")},
+      {"computed", Facts(paths)},
       {"parameters", text("", "parameters")},
       {"optimizer", Facts({text("", "optimizer"), figure("first decay ", "first_decay"),
                            figure("second decay ", "second_decay")})},

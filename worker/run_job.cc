@@ -41,6 +41,18 @@ std::string Sentence(const absl::Status& status) {
                            "and fisher_tokens, or use a machine with more memory");
 }
 
+// A GPU that has failed fails every call of the process from then on: what the job ran into last
+// can be called anything, so the device is asked. kUnavailable: another process may fare better.
+absl::Status BlameFailedGpu(const absl::Status& status) {
+  const absl::Status gpu = SynchronizeCuda();
+  if (gpu.ok()) return status;
+  return absl::UnavailableError(
+      "the GPU failed (" + Message(gpu) + ") where the job said: " + Message(status) +
+      "; finished blocks are kept: run the same job again, and if that fails too look for Xid "
+      "errors "
+      "in the machine's kernel log and at nvidia-smi, or choose another GPU");
+}
+
 // Errors that the user repairs in the spec, as opposed to faults of the machine.
 bool IsRefusal(const absl::Status& status) {
   switch (status.code()) {
@@ -148,12 +160,13 @@ int RunJob(const RunOptions& options, EventWriter& events, const CancellationTok
     events.Write(std::move(event));
     return kStoppedExitStatus;
   }
+  const absl::Status failure = BlameFailedGpu(digest.status());
   event.type = JobEvent::Type::kFailed;
-  event.code = digest.status().code();
-  event.message = Sentence(digest.status());
+  event.code = failure.code();
+  event.message = Sentence(failure);
   PTQ_LOG(Error) << event.message;
   events.Write(std::move(event));
-  return run.preparing() && IsRefusal(digest.status()) ? kExitBadSpec : kExitFailed;
+  return run.preparing() && IsRefusal(failure) ? kExitBadSpec : kExitFailed;
 }
 
 }  // namespace ptq

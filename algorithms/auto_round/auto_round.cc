@@ -159,6 +159,7 @@ absl::StatusOr<QuantizedBlock> Tune(const BlockQuantizationRequest& request,
     }
     std::vector<float> curve = tuner.LossCurve();
     result.step_seconds = tuner.StepSeconds();
+    result.tuning_path = tuner.Path();
     if (tuner.KeptStep() < 0) {
       result = start.QuantizeAll(paper ? kNoLossRtn : kNoLossOptRtn);
       result.loss_curve = std::move(curve);

@@ -18,6 +18,7 @@ class AutogradPass final : public BlockPass {
   AutogradPass(const DecoderBlock& block, const RotaryTable& rotary,
                const std::vector<at::Tensor>& fixed_weights, std::vector<SharedLinear>& shared);
 
+  std::string Path(int64_t /*tokens*/) const override { return "autograd"; }
   at::Tensor Forward(const at::Tensor& hidden) override;
   void Backward(const at::Tensor& output_gradient, const GradientSink& sink) override;
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "algorithms/auto_round/fp8.h"
@@ -45,6 +46,8 @@ struct SharedLinear {
 class BlockPass {
  public:
   virtual ~BlockPass() = default;
+  // Which way batches of so many tokens go, for reports: "fused fp8", "fused", "autograd".
+  virtual std::string Path(int64_t tokens) const = 0;
   // hidden [B, T, D] -> the block's output, [B, T, D] contiguous. Keeps what Backward needs.
   virtual at::Tensor Forward(const at::Tensor& hidden) = 0;
   // From dL / d output of the last Forward: calls sink(i, dL / d weight of SharedLinear i)

@@ -48,8 +48,11 @@ struct BlockTuner::Graph {
     c10::impl::VirtualGuardImpl(own.device_type()).getStream(own.device()).synchronize();
   }
   ~Graph() {
-    own.synchronize();
-    if (handle != nullptr) CudaKernels().graph_destroy(handle);
+    try {
+      own.synchronize();
+      if (handle != nullptr) CudaKernels().graph_destroy(handle);
+    } catch (const c10::Error&) {  // of a device that failed: whoever uses it next will see it
+    }
   }
 
   void* memory;
@@ -339,6 +342,11 @@ std::optional<double> BlockTuner::StepSeconds() const {
     seconds = clock_.device_begin->elapsedTime(*clock_.device_end) / 1000;
   }
   return seconds / static_cast<double>(steps_ - kWarmUpSteps);
+}
+
+std::string BlockTuner::Path() const {
+  const bool eager = graph_ != nullptr && graph_->refused;
+  return pass_->Path(batch_ * inputs_.size(1)) + (eager ? ", no graph" : "");
 }
 
 void BlockTuner::WaitForEarlierSteps() {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "algorithms/affine/affine_primitives.h"
@@ -51,6 +52,8 @@ class BlockTuner {
   // Mean seconds of a step, without those that warm up; none for so few steps. Waits for the
   // device.
   std::optional<double> StepSeconds() const;
+  // BlockPass::Path; on CUDA ", no graph" behind it where the step could not be captured.
+  std::string Path() const;
   // The step whose parameters are kept, -1 if no loss that counts was a number; waits for the
   // device.
   int64_t KeptStep() const;

@@ -18,6 +18,11 @@ class FusedLinear {
   // `shared` outlives it.
   FusedLinear(const SharedLinear& shared, bool fp8) : shared_(shared), fp8_(fp8) {}
 
+  // Whether any of the three is in FP8.
+  bool HasFp8Product(int64_t tokens) const {
+    return shared_.codes.defined() || HasFp8WeightGradient(tokens);
+  }
+
   // What the maker of an input [tokens, K] makes of it.
   Fp8Wanted InputLayouts(int64_t tokens) const;
   // [tokens, K] -> [tokens, N]. Drops the layouts that the weight's gradient does not need.

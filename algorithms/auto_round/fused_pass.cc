@@ -47,6 +47,12 @@ FusedPass::FusedPass(const GatedBlockParts& parts, const RotaryTable& rotary,
       gate_up_(shared[places.gate_up], fp8),
       down_(shared[places.down], fp8) {}
 
+std::string FusedPass::Path(int64_t tokens) const {
+  const bool fp8 = query_key_value_.HasFp8Product(tokens) || output_.HasFp8Product(tokens) ||
+                   gate_up_.HasFp8Product(tokens) || down_.HasFp8Product(tokens);
+  return fp8 ? "fused fp8" : "fused";
+}
+
 at::Tensor FusedPass::Forward(const at::Tensor& hidden) {
   saved_ = {};
   const int64_t batch = hidden.size(0);

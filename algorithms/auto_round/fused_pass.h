@@ -25,6 +25,7 @@ class FusedPass final : public BlockPass {
   static std::unique_ptr<FusedPass> Create(const DecoderBlock& block, const RotaryTable& rotary,
                                            const std::vector<SharedLinear>& shared, bool fp8);
 
+  std::string Path(int64_t tokens) const override;
   at::Tensor Forward(const at::Tensor& hidden) override;
   void Backward(const at::Tensor& output_gradient, const GradientSink& sink) override;
 

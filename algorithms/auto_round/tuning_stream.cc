@@ -1,6 +1,7 @@
 #include "algorithms/auto_round/tuning_stream.h"
 
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
 
 #include "algorithms/cuda/device_kernels.h"
 
@@ -11,8 +12,12 @@ TuningStream::TuningStream(at::Device device)
       graph_memory_(CudaKernels().graph_memory_create()) {}
 
 TuningStream::~TuningStream() {
-  CudaKernels().graph_memory_destroy(graph_memory_);
-  CudaKernels().release_cached_memory();
+  try {
+    stream_.synchronize();
+    CudaKernels().graph_memory_destroy(graph_memory_);
+    CudaKernels().release_cached_memory();
+  } catch (const c10::Error&) {  // of a device that failed: whoever uses it next will see it
+  }
 }
 
 }  // namespace ptq

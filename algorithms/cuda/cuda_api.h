@@ -13,6 +13,7 @@
 #include "algorithms/cuda/block_spans.h"
 #include "algorithms/cuda/fp8_spans.h"
 #include "algorithms/cuda/observer_spans.h"
+#include "algorithms/gptq/gptq_tile_state.h"
 #include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
@@ -46,7 +47,8 @@ struct CudaApi {
   int (*sampled_gradient)(const SampledGradientSpans& spans, void* stream);
   // The search of algorithms/rtn/scale_search.h, with the host's bits.
   int (*search_scales)(const ScaleSearchState& state, void* stream);
-  int (*fp8_tiles)(const Fp8TileSpans& spans, void* stream);  // fp8_spans.h
+  int (*solve_gptq_tile)(const GptqTileState& state, void* stream);  // gptq_tile_state.h
+  int (*fp8_tiles)(const Fp8TileSpans& spans, void* stream);         // fp8_spans.h
   // attention_spans.h
   int64_t (*attention_workspace)(const AttentionSpans& spans, AttentionDirection direction);
   bool (*run_attention)(const AttentionSpans& spans, AttentionDirection direction, void* stream);

@@ -67,13 +67,53 @@ class GraphMemory {
 
 void* GraphMemoryCreate() { return new GraphMemory; }
 void GraphMemoryDestroy(void* memory) { delete static_cast<GraphMemory*>(memory); }
-void* GraphCreate() { return new CUDAGraph; }
-void GraphCaptureBegin(void* graph, void* memory) {
-  static_cast<CUDAGraph*>(graph)->capture_begin(static_cast<GraphMemory*>(memory)->id());
+struct Graph {
+  CUDAGraph graph;
+  c10::MempoolId_t pool;
+};
+
+void* GraphCreate() { return new Graph; }
+void GraphCaptureBegin(void* handle, void* memory) {
+  auto* self = static_cast<Graph*>(handle);
+  self->pool = static_cast<GraphMemory*>(memory)->id();
+  self->graph.capture_begin(self->pool);
 }
-void GraphCaptureEnd(void* graph) { static_cast<CUDAGraph*>(graph)->capture_end(); }
-void GraphReplay(void* graph) { static_cast<CUDAGraph*>(graph)->replay(); }
-void GraphDestroy(void* graph) { delete static_cast<CUDAGraph*>(graph); }
+// Of a capture that failed libtorch forgets the graph, but its allocators go on recording to the
+// pool, which no other graph could use then.
+void StopRecording(Graph& self) {
+  const auto quietly = [](const auto& call) {
+    try {
+      call();
+    } catch (const c10::Error&) {  // it had stopped before it failed
+    }
+  };
+  namespace allocator = c10::cuda::CUDACachingAllocator;
+  const c10::DeviceIndex device = c10::cuda::current_device();
+  at::HostAllocator* host = at::getHostAllocator(at::kCUDA);
+  quietly([&] { allocator::endAllocateToPool(device, self.pool); });
+  quietly([&] { host->end_allocate_to_pool(self.pool); });
+  quietly([&] { allocator::releasePool(device, self.pool); });
+  quietly([&] { host->release_pool(self.pool); });
+}
+bool HasEnded(Graph& self) {
+  try {
+    self.graph.pool();
+    return true;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+void GraphCaptureEnd(void* handle) {
+  auto& self = *static_cast<Graph*>(handle);
+  try {
+    self.graph.capture_end();
+  } catch (...) {
+    if (!HasEnded(self)) StopRecording(self);
+    throw;
+  }
+}
+void GraphReplay(void* handle) { static_cast<Graph*>(handle)->graph.replay(); }
+void GraphDestroy(void* handle) { delete static_cast<Graph*>(handle); }
 
 constexpr CudaApi kApi = {
     .version = CudaApi::kVersion,
@@ -94,6 +134,7 @@ constexpr CudaApi kApi = {
     .column_squares = LaunchColumnSquares,
     .sampled_gradient = LaunchSampledGradient,
     .search_scales = LaunchSearchScales,
+    .solve_gptq_tile = LaunchSolveGptqTile,
     .fp8_tiles = LaunchFp8Tiles,
     .attention_workspace = AttentionWorkspace,
     .run_attention = RunAttention,

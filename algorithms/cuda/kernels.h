@@ -10,6 +10,7 @@
 #include "algorithms/cuda/block_spans.h"
 #include "algorithms/cuda/fp8_spans.h"
 #include "algorithms/cuda/observer_spans.h"
+#include "algorithms/gptq/gptq_tile_state.h"
 #include "algorithms/rtn/scale_search_state.h"
 
 namespace ptq {
@@ -33,6 +34,7 @@ int LaunchFp8Tiles(const Fp8TileSpans& spans, void* stream);
 int LaunchFakeQuantizePositions(const LearnedScaleState& state, void* stream);
 int LaunchStepPositions(const LearnedScaleState& state, const StepRates& rates, void* stream);
 int LaunchSearchScales(const ScaleSearchState& state, void* stream);
+int LaunchSolveGptqTile(const GptqTileState& state, void* stream);
 
 }  // namespace ptq
 

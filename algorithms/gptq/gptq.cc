@@ -2,9 +2,12 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "algorithms/gptq/gptq_solver.h"
@@ -23,44 +26,114 @@ namespace {
 class BlockSolver {
  public:
   BlockSolver(at::ScalarType stored_dtype, const GptqOptions& options,
-              const CancellationToken& cancel)
-      : stored_dtype_(stored_dtype), options_(options), cancel_(cancel) {}
+              const BlockQuantizationRequest& request)
+      : stored_dtype_(stored_dtype),
+        options_(options),
+        linears_(request.observed.block->linears()),
+        statistics_(request.observed.statistics),
+        schemes_(request.schemes),
+        cancel_(request.cancel) {}
 
-  absl::StatusOr<QuantizedLinear> Quantize(const Linear& linear, const LinearStatistics& statistics,
-                                           const QuantizationScheme& scheme) {
-    PTQ_RETURN_IF_ERROR(CheckLayer(linear, scheme));
+  // Where the layers end that are solved as one weight with layer `begin`: those with its Hessian
+  // and scheme. A GPU has one launch for all of them; a CPU gains nothing, and takes one at a time.
+  size_t EndOfRun(size_t begin) const {
+    size_t end = begin + 1;
+    const at::Tensor& hessian = statistics_[begin].hessian;
+    if (!schemes_[begin].has_value() || !linears_[begin].weight.is_cuda()) return end;
+    while (end < linears_.size() && statistics_[end].hessian.is_same(hessian) &&
+           schemes_[end] == schemes_[begin]) {
+      ++end;
+    }
+    return end;
+  }
+
+  // The layers of one run, all of which have a scheme.
+  absl::StatusOr<std::vector<QuantizedLinear>> Quantize(size_t begin, size_t end) {
+    const QuantizationScheme& scheme = *schemes_[begin];
+    const LinearStatistics& statistics = statistics_[begin];
+    for (size_t i = begin; i < end; ++i) {
+      PTQ_RETURN_IF_ERROR(CheckLayer(linears_[i], scheme));
+    }
+    std::vector<QuantizedLinear> result;
     if (statistics.tokens == 0) {
-      return QuantizedLinear{QuantizeRtn(linear.weight, stored_dtype_, scheme), kNoTokensReason};
-    }
-    PTQ_ASSIGN_OR_RETURN(const QParams qparams,
-                         SearchScales(linear.weight, statistics.importance, scheme, cancel_));
-    std::string reason;
-    at::Tensor codes;
-    PTQ_RETURN_IF_ERROR(Factorize(statistics.hessian));
-    if (!factor_.has_value()) {
-      reason = absl::StrCat("Hessian not positive definite after damping ",
-                            options_.damping_ladder.empty() ? 0 : options_.damping_ladder.back(),
-                            ", or not finite: opt-rtn");
-    } else {
-      PTQ_ASSIGN_OR_RETURN(auto solved, SolveGptq(linear.weight, qparams, scheme, *factor_,
-                                                  options_.columns_per_tile, cancel_));
-      if (solved.has_value()) {
-        codes = *std::move(solved);
-      } else {
-        reason = "errors that are not finite while solving: opt-rtn";
+      for (size_t i = begin; i < end; ++i) {
+        result.push_back({QuantizeRtn(linears_[i].weight, stored_dtype_, scheme), kNoTokensReason});
       }
+      return result;
     }
-    if (!codes.defined()) {
-      codes = RoundToCodes(linear.weight, qparams, scheme);
+    std::vector<QParams> qparams;
+    for (size_t i = begin; i < end; ++i) {
+      PTQ_ASSIGN_OR_RETURN(
+          qparams.emplace_back(),
+          SearchScales(linears_[i].weight, statistics.importance, scheme, cancel_));
     }
-    return QuantizedLinear{
-        MakeRecord(codes, qparams.scale, qparams.zero_point, stored_dtype_, scheme), reason};
+    PTQ_ASSIGN_OR_RETURN(const Solution solution, Solve(begin, qparams));
+    for (size_t i = 0; i < qparams.size(); ++i) {
+      const at::Tensor codes = solution.codes[i].defined()
+                                   ? solution.codes[i]
+                                   : RoundToCodes(linears_[begin + i].weight, qparams[i], scheme);
+      result.push_back(
+          {MakeRecord(codes, qparams[i].scale, qparams[i].zero_point, stored_dtype_, scheme),
+           solution.codes[i].defined() ? "" : solution.reason});
+    }
+    return result;
   }
 
  private:
+  struct Solution {
+    std::vector<at::Tensor> codes;  // [N, K] int8 by layer of the run; undefined: not solved,
+    std::string reason;             // for this reason
+  };
+
+  absl::StatusOr<Solution> Solve(size_t begin, const std::vector<QParams>& qparams) {
+    Solution solution;
+    solution.codes.resize(qparams.size());
+    PTQ_RETURN_IF_ERROR(Factorize(statistics_[begin].hessian));
+    if (!factor_.has_value()) {
+      solution.reason =
+          absl::StrCat("Hessian not positive definite after damping ",
+                       options_.damping_ladder.empty() ? 0 : options_.damping_ladder.back(),
+                       ", or not finite: opt-rtn");
+      return solution;
+    }
+    if (qparams.size() > 1) {
+      PTQ_ASSIGN_OR_RETURN(solution.codes, SolveAsOne(begin, qparams));
+      if (solution.codes[0].defined()) return solution;
+    }
+    solution.reason = "errors that are not finite while solving: opt-rtn";
+    for (size_t i = 0; i < qparams.size(); ++i) {
+      PTQ_ASSIGN_OR_RETURN(const auto codes,
+                           SolveGptq(linears_[begin + i].weight, qparams[i], *schemes_[begin],
+                                     *factor_, options_.columns_per_tile, cancel_));
+      if (codes.has_value()) solution.codes[i] = *codes;
+    }
+    return solution;
+  }
+
+  // Codes by layer, all of them undefined if one layer's errors are not finite.
+  absl::StatusOr<std::vector<at::Tensor>> SolveAsOne(size_t begin,
+                                                     const std::vector<QParams>& qparams) {
+    std::vector<int64_t> rows;
+    std::vector<at::Tensor> weights;
+    std::vector<at::Tensor> scales;
+    std::vector<at::Tensor> zero_points;
+    for (size_t i = 0; i < qparams.size(); ++i) {
+      const at::Tensor& weight = linears_[begin + i].weight;
+      rows.push_back(weight.size(0));
+      weights.push_back(weight);
+      scales.push_back(qparams[i].scale.expand({weight.size(0), -1}));
+      zero_points.push_back(qparams[i].zero_point.expand({weight.size(0), -1}));
+    }
+    PTQ_ASSIGN_OR_RETURN(const auto codes,
+                         SolveGptq(at::cat(weights), {at::cat(scales), at::cat(zero_points)},
+                                   *schemes_[begin], *factor_, options_.columns_per_tile, cancel_));
+    if (!codes.has_value()) return std::vector<at::Tensor>(qparams.size());
+    return at::split_with_sizes(*codes, rows);
+  }
+
   // Sets `factor_` for `hessian`, unless it is the one that was factorised last.
   absl::Status Factorize(const at::Tensor& hessian) {
-    if (factorized_.defined() && factorized_.const_data_ptr() == hessian.const_data_ptr()) {
+    if (factorized_.defined() && factorized_.is_same(hessian)) {
       return absl::OkStatus();
     }
     factor_.reset();
@@ -71,6 +144,9 @@ class BlockSolver {
 
   const at::ScalarType stored_dtype_;
   const GptqOptions& options_;
+  const std::vector<Linear>& linears_;
+  const std::vector<LinearStatistics>& statistics_;
+  const std::vector<std::optional<QuantizationScheme>>& schemes_;
   const CancellationToken& cancel_;
   at::Tensor factorized_;
   std::optional<GptqFactor> factor_;
@@ -81,20 +157,23 @@ class BlockSolver {
 absl::StatusOr<QuantizedBlock> GptqBlockQuantizer::QuantizeBlock(
     const BlockQuantizationRequest& request) {
   const auto& linears = request.observed.block->linears();
-  const auto& statistics = request.observed.statistics;
   PTQ_RETURN_IF_ERROR(CheckStatistics(request.observed, "gptq"));
-  BlockSolver solver(stored_dtype_, options_, request.cancel);
+  BlockSolver solver(stored_dtype_, options_, request);
   QuantizedBlock result;
   result.linears.resize(linears.size());
-  for (size_t i = 0; i < linears.size(); ++i) {
+  size_t end = 0;
+  for (size_t begin = 0; begin < linears.size(); begin = end) {
     PTQ_RETURN_IF_ERROR(request.cancel.Check());
-    if (request.schemes[i].has_value()) {
-      PTQ_ASSIGN_OR_RETURN(result.linears[i], CatchTorchErrors(linears[i].module, [&] {
-                             return solver.Quantize(linears[i], statistics[i], *request.schemes[i]);
-                           }));
+    end = solver.EndOfRun(begin);
+    if (request.schemes[begin].has_value()) {
+      PTQ_ASSIGN_OR_RETURN(
+          std::vector<QuantizedLinear> layers,
+          CatchTorchErrors(linears[begin].module, [&] { return solver.Quantize(begin, end); }));
+      std::move(layers.begin(), layers.end(),
+                result.linears.begin() + static_cast<std::ptrdiff_t>(begin));
     }
     if (request.progress) {
-      request.progress(static_cast<double>(i + 1) / static_cast<double>(linears.size()));
+      request.progress(static_cast<double>(end) / static_cast<double>(linears.size()));
     }
   }
   return result;

@@ -1,20 +1,29 @@
 #include "algorithms/gptq/gptq_solver.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
+#include "algorithms/cuda/device_kernels.h"
+#include "algorithms/gptq/gptq_tile_state.h"
 #include "common/status_macros.h"
 
 namespace ptq {
 namespace {
 
 // Columns of a factorisation handled between two looks at `cancel`: at K = 14336 on two cores a
-// piece takes about a second, while products stay large enough to run at full speed.
+// piece takes about a second, while products stay large enough to run at full speed. A GPU wants
+// larger ones.
 constexpr int64_t kFactorColumns = 512;
+constexpr int64_t kDeviceFactorColumns = 2048;
+
+int64_t FactorColumns(const at::Tensor& matrix) {
+  return matrix.is_cuda() ? kDeviceFactorColumns : kFactorColumns;
+}
 
 // Cholesky factor of `matrix` [K, K] (symmetric, its lower triangle is read) in place: lower
 // triangle L, L Lᵀ = matrix; what is above the diagonal is undefined. False if it is not positive
@@ -25,9 +34,10 @@ constexpr int64_t kFactorColumns = 512;
 //   A22 -= L21 L21ᵀ, one block column after the other, lower part only
 absl::StatusOr<bool> FactorizeInPlace(at::Tensor& matrix, const CancellationToken& cancel) {
   const int64_t size = matrix.size(0);
-  for (int64_t begin = 0; begin < size; begin += kFactorColumns) {
+  const int64_t step = FactorColumns(matrix);
+  for (int64_t begin = 0; begin < size; begin += step) {
     PTQ_RETURN_IF_ERROR(cancel.Check());
-    const int64_t end = std::min(begin + kFactorColumns, size);
+    const int64_t end = std::min(begin + step, size);
     at::Tensor diagonal = matrix.slice(0, begin, end).slice(1, begin, end);
     const auto [lower, info] = at::linalg_cholesky_ex(diagonal);
     if (info.item<int>() != 0) {
@@ -39,9 +49,9 @@ absl::StatusOr<bool> FactorizeInPlace(at::Tensor& matrix, const CancellationToke
     }
     at::Tensor below = matrix.slice(0, end, size).slice(1, begin, end);
     below.copy_(at::linalg_solve_triangular(lower.mT(), below, /*upper=*/true, /*left=*/false));
-    for (int64_t column = end; column < size; column += kFactorColumns) {
+    for (int64_t column = end; column < size; column += step) {
       PTQ_RETURN_IF_ERROR(cancel.Check());
-      const int64_t column_end = std::min(column + kFactorColumns, size);
+      const int64_t column_end = std::min(column + step, size);
       matrix.slice(0, column, size)
           .slice(1, column, column_end)
           .addmm_(below.slice(0, column - end), below.slice(0, column - end, column_end - end).t(),
@@ -54,16 +64,88 @@ absl::StatusOr<bool> FactorizeInPlace(at::Tensor& matrix, const CancellationToke
 // Inverse of an upper triangular matrix, a block of columns at a time.
 absl::StatusOr<at::Tensor> InvertUpper(const at::Tensor& upper, const CancellationToken& cancel) {
   const int64_t size = upper.size(0);
+  const int64_t step = FactorColumns(upper);
   at::Tensor inverse = at::zeros_like(upper);
-  for (int64_t begin = 0; begin < size; begin += kFactorColumns) {
+  for (int64_t begin = 0; begin < size; begin += step) {
     PTQ_RETURN_IF_ERROR(cancel.Check());
-    const int64_t end = std::min(begin + kFactorColumns, size);
+    const int64_t end = std::min(begin + step, size);
     at::Tensor columns = inverse.slice(0, 0, end).slice(1, begin, end);
     columns.slice(0, begin, end).fill_diagonal_(1);
     columns.copy_(at::linalg_solve_triangular(upper.slice(0, 0, end).slice(1, 0, end), columns,
                                               /*upper=*/true));
   }
   return inverse;
+}
+
+// By group of columns, [G, N] float32, G = 1 where a row has one scale.
+struct GroupScales {
+  at::Tensor scale;
+  at::Tensor zero_point;
+};
+
+GroupScales ScalesByGroup(const QParams& qparams, const QuantizationScheme& scheme, int64_t rows) {
+  const auto by_group = [&](const at::Tensor& values) {
+    return values.to(at::kFloat).t().expand({-1, rows}).contiguous();
+  };
+  return {by_group(qparams.scale), scheme.symmetric ? at::Tensor() : by_group(qparams.zero_point)};
+}
+
+// Neighbouring columns by position, B of them.
+struct Tile {
+  at::Tensor weight;    // [B, N] float32: what earlier tiles left of it; lost
+  at::Tensor feedback;  // [B, B] float32
+  at::Tensor groups;    // [B] int64
+  at::Tensor codes;     // [B, N] int8, written
+  at::Tensor errors;    // [B, N] float32, written
+};
+
+// False if an error is not finite.
+bool SolveTileOnHost(const Tile& tile, const GroupScales& scales,
+                     const QuantizationScheme& scheme) {
+  const at::Tensor scale = scales.scale.index_select(0, tile.groups);
+  at::Tensor zero_point;
+  if (!scheme.symmetric) zero_point = scales.zero_point.index_select(0, tile.groups);
+  const int64_t columns = tile.weight.size(0);
+  for (int64_t i = 0; i < columns; ++i) {
+    const at::Tensor column = tile.weight.select(0, i);
+    at::Tensor code = column.div(scale.select(0, i)).round_();
+    if (!scheme.symmetric) {
+      code.add_(zero_point.select(0, i));
+    }
+    code.clamp_(scheme.quant_min(), scheme.quant_max());
+    tile.codes.select(0, i).copy_(code);
+    if (!scheme.symmetric) {
+      code.sub_(zero_point.select(0, i));
+    }
+    at::Tensor error = tile.errors.select(0, i);
+    at::sub_out(error, column, code.mul_(scale.select(0, i)));
+    if (i + 1 < columns) {
+      tile.weight.slice(0, i + 1).addr_(tile.feedback.select(0, i).slice(0, i + 1), error,
+                                        /*beta=*/1, /*alpha=*/-1);
+    }
+  }
+  return at::isfinite(tile.errors.sum()).item<bool>();
+}
+
+// Sets `failed` [1] int32 to 1 if an error is not finite; does not wait for the device.
+void SolveTileOnDevice(const Tile& tile, const GroupScales& scales,
+                       const QuantizationScheme& scheme, const at::Tensor& failed) {
+  TORCH_CHECK(tile.feedback.stride(1) == 1, "the rows of the feedback must be contiguous");
+  GptqTileState state;
+  state.weight = tile.weight.const_data_ptr<float>();
+  state.feedback = tile.feedback.const_data_ptr<float>();
+  state.feedback_stride = tile.feedback.stride(0);
+  state.groups = tile.groups.const_data_ptr<int64_t>();
+  state.scale = scales.scale.const_data_ptr<float>();
+  if (!scheme.symmetric) state.zero_point = scales.zero_point.const_data_ptr<float>();
+  state.codes = tile.codes.mutable_data_ptr<int8_t>();
+  state.errors = tile.errors.mutable_data_ptr<float>();
+  state.failed = failed.mutable_data_ptr<int32_t>();
+  state.rows = tile.weight.size(1);
+  state.columns = static_cast<int>(tile.weight.size(0));
+  state.quant_min = static_cast<int>(scheme.quant_min());
+  state.quant_max = static_cast<int>(scheme.quant_max());
+  CheckCuda(CudaKernels().solve_gptq_tile(state, CudaKernels().current_stream()));
 }
 
 }  // namespace
@@ -90,7 +172,9 @@ absl::StatusOr<std::optional<GptqFactor>> FactorizeHessian(const at::Tensor& hes
     if (!positive_definite) {
       continue;
     }
-    PTQ_ASSIGN_OR_RETURN(at::Tensor inverse, InvertUpper(matrix.tril_().flip({0, 1}), cancel));
+    const at::Tensor upper = matrix.tril_().flip({0, 1});
+    matrix.reset();
+    PTQ_ASSIGN_OR_RETURN(at::Tensor inverse, InvertUpper(upper, cancel));
     inverse.div_(inverse.diagonal().clone().unsqueeze(1));
     at::Tensor feedback = inverse.to(at::kFloat);
     if (at::isfinite(feedback.sum()).item<bool>()) {
@@ -104,53 +188,42 @@ absl::StatusOr<std::optional<at::Tensor>> SolveGptq(
     const at::Tensor& weight, const QParams& qparams, const QuantizationScheme& scheme,
     const GptqFactor& factor, int64_t columns_per_tile, const CancellationToken& cancel) {
   const c10::NoGradGuard no_grad;
+  at::NoTF32Guard no_tf32;
   const int64_t rows = weight.size(0);
   const int64_t columns = weight.size(1);
+  const bool on_device = weight.is_cuda();
+  if (on_device) columns_per_tile = std::min<int64_t>(columns_per_tile, GptqTileState::kMaxColumns);
   // Everything is kept transposed, [K, N], and by position: a column is then contiguous.
   at::Tensor rest = weight.t().index_select(0, factor.order).to(at::kFloat).contiguous();
   at::Tensor codes = at::empty({columns, rows}, rest.options().dtype(at::kChar));
-  const at::Tensor group_scale = qparams.scale.to(at::kFloat).t();  // [G, N], or [1, 1]
-  const at::Tensor group_zero = qparams.zero_point.to(at::kFloat).t();
+  const GroupScales scales = ScalesByGroup(qparams, scheme, rows);
   const at::Tensor group =
       at::div(factor.order, BlockSizeOf(scheme, rows, columns)[1], /*rounding_mode=*/"floor");
+  const at::Tensor failed = at::zeros({1}, rest.options().dtype(at::kInt));
 
   for (int64_t begin = 0; begin < columns; begin += columns_per_tile) {
     PTQ_RETURN_IF_ERROR(cancel.Check());
     const int64_t end = std::min(begin + columns_per_tile, columns);
-    const at::Tensor groups = group.slice(0, begin, end);
-    const at::Tensor scale = group_scale.index_select(0, groups);
-    const at::Tensor zero_point = group_zero.index_select(0, groups);
     const at::Tensor feedback = factor.feedback.slice(0, begin, end);
-    at::Tensor tile = rest.slice(0, begin, end);
-    at::Tensor errors = at::empty_like(tile);
-    for (int64_t i = 0; i < end - begin; ++i) {
-      at::Tensor column = tile.select(0, i);
-      at::Tensor code = column.div(scale.select(0, i)).round_();
-      if (!scheme.symmetric) {
-        code.add_(zero_point.select(0, i));
-      }
-      code.clamp_(scheme.quant_min(), scheme.quant_max());
-      codes.select(0, begin + i).copy_(code);
-      if (!scheme.symmetric) {
-        code.sub_(zero_point.select(0, i));
-      }
-      at::Tensor error = errors.select(0, i);
-      at::sub_out(error, column, code.mul_(scale.select(0, i)));
-      if (begin + i + 1 < end) {
-        tile.slice(0, i + 1).addr_(feedback.select(0, i).slice(0, begin + i + 1, end), error,
-                                   /*beta=*/1, /*alpha=*/-1);
-      }
-    }
-    if (!at::isfinite(errors.sum()).item<bool>()) {
+    const Tile tile{.weight = rest.slice(0, begin, end),
+                    .feedback = feedback.slice(1, begin, end),
+                    .groups = group.slice(0, begin, end),
+                    .codes = codes.slice(0, begin, end),
+                    .errors = at::empty({end - begin, rows}, rest.options())};
+    if (on_device) {
+      SolveTileOnDevice(tile, scales, scheme, failed);
+    } else if (!SolveTileOnHost(tile, scales, scheme)) {
       return std::nullopt;
     }
     if (end < columns) {
-      rest.slice(0, end).addmm_(feedback.slice(1, end).t(), errors, /*beta=*/1, /*alpha=*/-1);
+      rest.slice(0, end).addmm_(feedback.slice(1, end).t(), tile.errors, /*beta=*/1, /*alpha=*/-1);
     }
   }
-  at::Tensor result = at::empty({rows, columns}, codes.options());
-  result.index_copy_(1, factor.order, codes.t());
-  return result;
+  if (on_device && failed.item<int>() != 0) {
+    return std::nullopt;
+  }
+  const at::Tensor position = at::argsort(factor.order);
+  return codes.index_select(0, position).t().contiguous();
 }
 
 }  // namespace ptq

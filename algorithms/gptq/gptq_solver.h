@@ -21,7 +21,7 @@ namespace ptq {
 struct GptqFactor {
   at::Tensor order;     // [K] int64: column at each position, by falling Hessian diagonal
   at::Tensor feedback;  // [K, K] float32 by position, unit upper triangular: U[i, :] / U[i, i] with
-                        // inverse(H + damping) = Uᵀ U
+                        // inverse(H + damping) = Uᵀ U; contiguous
   double damping = 0;   // the ladder's step that worked, as a fraction of the mean diagonal
 };
 
@@ -34,8 +34,11 @@ absl::StatusOr<std::optional<GptqFactor>> FactorizeHessian(const at::Tensor& hes
 
 // Codes int8 [N, K] in signed storage for `weight` [N, K] under the fixed `qparams` of `scheme`:
 // columns are rounded one by one in `factor.order`, each error is carried over to the columns left.
-// Updates beyond the current tile of `columns_per_tile` columns are done as one product at its end.
-// nullopt if anything becomes non-finite; kCancelled. May throw c10::Error.
+// Updates beyond the current tile of `columns_per_tile` columns (on CUDA at most 128) are done as
+// one product at its end. The parameters are [N, G], or with 1 in place of N or G. Rows do not
+// depend on each other: weights with one factor and scheme may be solved as one. On CUDA a kernel
+// solves a tile (gptq_tile_state.h), and the device is waited for once. nullopt if anything becomes
+// non-finite; kCancelled. May throw c10::Error.
 absl::StatusOr<std::optional<at::Tensor>> SolveGptq(
     const at::Tensor& weight, const QParams& qparams, const QuantizationScheme& scheme,
     const GptqFactor& factor, int64_t columns_per_tile, const CancellationToken& cancel);

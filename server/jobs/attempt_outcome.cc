@@ -46,6 +46,11 @@ AttemptOutcome DecideOutcome(const AttemptEnd& end) {
     const absl::StatusCode code = end.last_event->code == absl::StatusCode::kOk
                                       ? absl::StatusCode::kUnknown
                                       : end.last_event->code;
+    // Its GPU failed, or its predecessor has not ended yet: another process may fare better.
+    if (code == absl::StatusCode::kUnavailable) {
+      if (end.stop == StopReason::kServerStops) return {Job::QUEUED, absl::OkStatus()};
+      return {Job::QUEUED, LostWorker("gave up: " + end.last_event->message), /*worker_lost=*/true};
+    }
     return {Job::FAILED, absl::Status(code, end.last_event->message)};
   }
   if (end.stop == StopReason::kServerStops) return {Job::QUEUED, absl::OkStatus()};

@@ -32,9 +32,10 @@ struct AttemptOutcome {
 
 // A result counts even if the job was being cancelled. Otherwise: a cancelled job is CANCELLED, one
 // that ran too long FAILED (kDeadlineExceeded), one that said why it failed FAILED with that; when
-// the server stops, QUEUED. A worker that died of a signal (kill, out of memory, a crash) or was
-// stopped by somebody else is lost: QUEUED, to go on after its last finished block. One that ended
-// by itself without saying why is FAILED: it would do so again.
+// the server stops, QUEUED. A worker that died of a signal (kill, out of memory, a crash), was
+// stopped by somebody else or said kUnavailable (its GPU failed) is lost: QUEUED, to go on after
+// its last finished block. One that ended by itself without saying why is FAILED: it would do so
+// again.
 AttemptOutcome DecideOutcome(const AttemptEnd& end);
 
 }  // namespace ptq

@@ -9,6 +9,7 @@ Llama-3.1-8B's, 0.5b Qwen2.5-0.5B's as a Llama, 8 sequences of 2048 tokens a ste
   copy                        bytes a second that the GPU copies
   floor-SHAPE-bf16, -fp8      the matrix products and the attention of an iteration, one after the other, nothing else
   block-SHAPE-RECIPE          ms an iteration of auto-round over blocks 2 to 4 of four, without the search for scales
+  block-SHAPE-gptq            seconds a block of GPTQ over blocks 2 to 4 of four, 512 windows: chains, Hessians, solver
   peer-SHAPE-compiled, -eager the same of auto-round, 200 iterations, on the same weights and tokens; the fastest block
   job-RECIPE, job-gptq, job-rtn  whole jobs on all 32 blocks of 8b (16 GB), from the process's start to its end, the
                               checkpoint not in the page cache; rtn beside reading and writing as many bytes
@@ -59,11 +60,12 @@ class Benchmark:
             methods |= {f"floor-{shape}-{precision}": (self.floor, shape, precision) for precision in ("bf16", "fp8")}
         for shape in SHAPE_NAMES:
             methods |= {f"block-{shape}-{name}{suffix}": (self.block, shape, name) for name in ("paper", "fast", "default")}
+            methods[f"block-{shape}-gptq"] = (self.gptq_block, shape)
             methods |= {f"peer-{shape}-{mode}": (self.peer, shape, mode) for mode in ("compiled", "eager")}
         methods["example-paper"] = (self.example,)
         for prefix, shape in (("job-tiny", "tiny"), ("job", "8b")):
             methods |= {f"{prefix}-rtn": (self.job, shape, {"algorithm": "rtn"}),
-                        f"{prefix}-gptq": (self.job, shape, {"algorithm": "gptq", "samples": 4 * WINDOWS[shape][0]})}
+                        f"{prefix}-gptq": (self.job, shape, gptq(shape))}
             methods |= {f"{prefix}-{name}{suffix}": (self.job, shape, recipe(name)) for name in ("fast", "default", "paper")}
         return methods
 
@@ -131,6 +133,15 @@ class Benchmark:
             "text": f"{iterations} iterations; a block {per_block['seconds']:.2f} s: tuning {tuning:.2f} ({report['tuning']['precision']}), search "
                     f"{ms['search']:.0f} ms, observe {ms['observe']:.0f}, load {ms['load']:.0f}, export {ms['export']:.0f}; Fisher "
                     f"pass {figures['timing']['fisher_seconds']:.1f} s; {memory}"}
+
+    def gptq_block(self, shape):
+        folder, config = self.checkpoint(shape, num_hidden_layers=BLOCKS, vocab_size=BLOCK_VOCAB)
+        report, figures, memory = self.run_worker(shape, folder, config, gptq(shape))
+        per_block = {key: statistics.mean(block[key] for block in report["blocks"][1:])
+                     for key in ("seconds", "load_seconds", "observe_seconds", "quantize_seconds", "export_seconds")}
+        parts = ", ".join(f"{key.removesuffix('_seconds')} {seconds:.2f}" for key, seconds in per_block.items() if key != "seconds")
+        return figures | {"figure": per_block["seconds"], "unit": "s", "per_block": per_block,
+                          "text": f"{gptq(shape)['samples']} windows: {parts} s; whole job {figures['seconds']:.1f} s; {memory}"}
 
     def peer(self, shape, mode):
         from safetensors.torch import load_file
@@ -210,6 +221,10 @@ class Benchmark:
         figures = ratios | {"figure": row["figure"]}
         kind, limit = TARGETS.get(re.sub("-(bf16|fp8|auto)$", "", name), (None, None))
         return ratios, f"<= {limit:.3g} {kind}" if kind else "", figures[kind] <= limit if kind in figures else None
+
+
+def gptq(shape):
+    return {"algorithm": "gptq", "samples": 4 * WINDOWS[shape][0]}
 
 
 def files_of(folder):

@@ -307,6 +307,8 @@ def test_the_report_describes_the_tuning_and_the_calibration(tuned):
     assert report["spec"]["tuning_precision"] == "auto"
     assert tuning["precision"] == report["environment"]["tuning_precision"]
     assert tuning["precision"] in ("bf16", "fp8") if compute_dtype == "bfloat16" else tuning["precision"] == compute_dtype
+    assert sum(tuning["paths"].values()) == len(report["blocks"])
+    assert all(block["tuning_path"] in tuning["paths"] for block in report["blocks"])
     assert tuning["optimizer"] == "Adam" and tuning["schedule"] == "cosine" and tuning["kept"] == "last step"
     assert tuning["loss"] == "Fisher metric" and tuning["fisher_tokens"] == 16 * 128
     assert 0 < tuning["fisher_weight"] < 1 and 0 < tuning["scale_learning_rate"] < tuning["learning_rate"]

@@ -46,6 +46,9 @@ TEST_F(DecoderModelTest, EmbedLooksTokensUp) {
   const at::Tensor table = checkpoint_.tensors["model.embed_tokens.weight"].to(at::kFloat);
   EXPECT_TRUE(hidden[0][1].equal(table[49]));
   EXPECT_TRUE(hidden[1][2].equal(table[2]));
+  const at::Tensor many = at::arange(100, at::kLong).remainder(50).view({2, 50});
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor all, model_->Embed(many));
+  EXPECT_TRUE(all[1].equal(table));
 }
 
 TEST_F(DecoderModelTest, TokensOutsideOfTheVocabularyAreRefused) {

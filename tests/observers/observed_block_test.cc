@@ -110,12 +110,42 @@ TEST_F(BlockInputObserverTest, OnlyWhatIsAskedForIsCollected) {
       } else {
         ASSERT_EQ(observed.statistics.size(), expected.statistics.size());
         EXPECT_TRUE(observed.statistics[6].hessian.defined());
-        EXPECT_TRUE(observed.statistics[6].importance.equal(expected.statistics[6].importance));
+        EXPECT_TRUE(at::allclose(observed.statistics[6].importance,
+                                 expected.statistics[6].importance, 1e-6, 0));
       }
       EXPECT_FALSE(expected.statistics[6].hessian.defined());
       ASSERT_THAT(observer_->Advance(*block, Rounded(*block)), testing::IsOk());
       ASSERT_THAT(other->Advance(*block, Rounded(*block)), testing::IsOk());
     }
+  }
+}
+
+// What does not look at the full-precision chain sees the same without it.
+TEST_F(BlockInputObserverTest, TheQuantizedChainGoesItsWayAlone) {
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const auto alone,
+      BlockInputObserver::Create(*model_, ids_, {.micro_batch = 2, .full_precision = false}));
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const auto replayed,
+      BlockInputObserver::Create(*model_, ids_, {.micro_batch = 2, .full_precision = false}));
+  for (const auto* block : {first_.get(), second_.get()}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock expected, observer_->Observe(*block));
+    PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, alone->Observe(*block));
+    EXPECT_FALSE(observed.targets.defined());
+    EXPECT_FALSE(observed.inputs->full_precision.defined());
+    EXPECT_TRUE(observed.inputs->quantized.equal(expected.inputs->quantized));
+    ASSERT_EQ(observed.statistics.size(), expected.statistics.size());
+    for (size_t i = 0; i < expected.statistics.size(); ++i) {
+      EXPECT_EQ(observed.statistics[i].tokens, 5 * 6);
+      EXPECT_TRUE(observed.statistics[i].importance.equal(expected.statistics[i].importance)) << i;
+    }
+    const std::vector<at::Tensor> rounded = Rounded(*block);
+    ASSERT_THAT(observer_->Advance(*block, rounded), testing::IsOk());
+    PTQ_ASSERT_OK_AND_ASSIGN(const ReconstructionError error, alone->Advance(*block, rounded));
+    EXPECT_EQ(error.held_out_samples, 0);
+    ASSERT_THAT(replayed->Replay(*block, rounded), testing::IsOk());
+    EXPECT_TRUE(alone->inputs().quantized.equal(observer_->inputs().quantized));
+    EXPECT_TRUE(replayed->inputs().quantized.equal(observer_->inputs().quantized));
   }
 }
 
@@ -187,6 +217,8 @@ TEST_F(BlockInputObserverTest, WrongArgumentsAreRefused) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("held out")));
   EXPECT_THAT(BlockInputObserver::Create(*model_, ids_, {.micro_batch = 0}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("micro-batch")));
+  EXPECT_THAT(BlockInputObserver::Create(*model_, ids_, {.held_out = 1, .full_precision = false}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no full-precision chain")));
   PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*first_));
   EXPECT_THAT(observer_->Advance(*observed.block, {}),
               StatusIs(absl::StatusCode::kInvalidArgument,

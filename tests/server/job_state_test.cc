@@ -92,6 +92,20 @@ TEST(AttemptOutcomeTest, FailureCarriesTheWorkersStatus) {
   EXPECT_THAT(outcome.error, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("NaN")));
 }
 
+TEST(AttemptOutcomeTest, AWorkerWhoseGpuFailedIsReplaced) {
+  AttemptEnd end = Said(Ended(1, 0), JobEvent::Type::kFailed);
+  end.last_event->code = absl::StatusCode::kUnavailable;
+  end.last_event->message = "the GPU failed";
+  const auto outcome = DecideOutcome(end);
+  EXPECT_EQ(outcome.next, Job::QUEUED);
+  EXPECT_TRUE(outcome.worker_lost);
+  EXPECT_THAT(outcome.error, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("the GPU failed")));
+  end.stop = StopReason::kServerStops;
+  EXPECT_FALSE(DecideOutcome(end).worker_lost);
+  end.stop = StopReason::kCancel;
+  EXPECT_EQ(DecideOutcome(end).next, Job::CANCELLED);
+}
+
 TEST(AttemptOutcomeTest, StopsByReason) {
   EXPECT_EQ(DecideOutcome(Ended(143, 0, StopReason::kCancel)).next, Job::CANCELLED);
   EXPECT_EQ(DecideOutcome(Ended(0, SIGKILL, StopReason::kCancel)).next, Job::CANCELLED);

@@ -57,6 +57,7 @@ TEST(ReportHtmlTest, ShowsEveryPartOfAFullReport) {
 constexpr char kTuned[] = R"({
   "spec": {"algorithm": "auto-round", "bits": 4, "group_size": 128},
   "tuning": {"recipe": "fast", "iterations": 20, "batch_size": 8, "precision": "fp8",
+    "paths": {"autograd": 1, "fused fp8": 3},
     "parameters": "positions <U>",
     "optimizer": "Adam", "first_decay": 0.5, "second_decay": 0.949999988079071,
     "learning_rate": 0.034999999999999996, "scale_learning_rate": 0.007, "schedule": "cosine",
@@ -72,6 +73,7 @@ TEST(ReportHtmlTest, ShowsTheRecipeInEffect) {
   EXPECT_THAT(html, HasSubstr("auto-round, fast recipe, 4 bits"));
   EXPECT_THAT(html, HasSubstr("<td>samples a step</td><td>8</td>"));
   EXPECT_THAT(html, HasSubstr("<td>precision</td><td>fp8</td>"));
+  EXPECT_THAT(html, HasSubstr("<td>computed</td><td>autograd: 1 block, fused fp8: 3 blocks</td>"));
   EXPECT_THAT(html, HasSubstr("<td>positions &lt;U&gt;</td>"));
   EXPECT_THAT(html, HasSubstr("<td>Adam, first decay 0.5, second decay 0.95</td>"));
   EXPECT_THAT(html, HasSubstr("<td>0.035, of scale factors 0.007, cosine schedule</td>"));

@@ -8,6 +8,7 @@
 #include "common/file.h"
 #include "common/sha256.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/tiny_llama.h"
 
 namespace ptq {
 namespace {
@@ -56,6 +57,31 @@ TEST(ReportTest, AbsentFiguresAreNull) {
   EXPECT_TRUE(json["modules"][0]["output_mse"].is_null());
   EXPECT_TRUE(json["modules"][0]["fallback_reason"].is_null());
   EXPECT_EQ(json["modules"][0]["group_size"], 128);
+}
+
+TEST(ReportTest, BlocksThatWereNotTunedInThePrecisionOfTheJobAreCounted) {
+  JobPlan plan = PlanOf({.module = "m", .out_features = 64, .in_features = 256, .scheme = {}});
+  plan.inspection.config = testing::TinyLlamaConfig();
+  plan.spec.algorithm = Algorithm::kAutoRound;
+  plan.compute = {.device = at::kCPU, .dtype = at::kBFloat16};
+  plan.tuning_precision = TuningPrecision::kFp8;
+  BlockResult block;
+  block.tuning_path = "fused fp8";
+  ReportInputs inputs{.plan = plan,
+                      .inputs = {},
+                      .environment = {},
+                      .blocks = {BlockResultToJson(block)},
+                      .calibration = {},
+                      .evaluation = {},
+                      .outputs = {},
+                      .warnings = {}};
+  EXPECT_EQ(BuildReport(inputs)["warnings"].size(), 0);
+  block.tuning_path = "autograd";
+  inputs.blocks.push_back(BlockResultToJson(block));
+  const Json report = BuildReport(inputs);
+  EXPECT_EQ(report["tuning"]["paths"], (Json{{"fused fp8", 1}, {"autograd", 1}}));
+  EXPECT_THAT(report["warnings"][0].get<std::string>(),
+              ::testing::StartsWith("1 of 2 blocks were tuned without FP8"));
 }
 
 TEST(FileDigestTest, FolderDigestIsThatOfSortedSha256sumLines) {

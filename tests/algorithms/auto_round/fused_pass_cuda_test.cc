@@ -120,6 +120,7 @@ TEST_P(FusedPassTest, AgreesWithAutogradInFloat32) {
   const Outcome eager = RunPass(rounded, hidden.to(dtype), gradient.to(dtype), 4);
   const auto pass = FusedPass::Create(*fused.block, fused.rotary, fused.shared, false);
   ASSERT_NE(pass, nullptr);
+  EXPECT_EQ(pass->Path(3 * 24), "fused");
   const Outcome actual = RunPass(*pass, hidden.to(dtype), gradient.to(dtype), 4);
 
   const double least = dtype == at::kHalf ? 1e-3 : 6e-3;
@@ -175,6 +176,7 @@ TEST_P(FusedPassFp8Test, AgreesWithAutogradInFloat32) {
     const Outcome expected = RunPass(reference, hidden, gradient, 4);
     const auto pass = FusedPass::Create(*fused.block, fused.rotary, fused.shared, /*fp8=*/true);
     ASSERT_NE(pass, nullptr);
+    EXPECT_EQ(pass->Path(samples * 128), "fused fp8");
     const Outcome actual = RunPass(*pass, hidden.to(at::kBFloat16), gradient.to(at::kBFloat16), 4);
     EXPECT_LT(RelativeError(actual.output, expected.output), codes ? 0.05 : 0.01);
     for (size_t i = 0; i < 4; ++i) {

@@ -100,6 +100,25 @@ TEST(GptqBlockQuantizerTest, FallsBackToOptRtnAndSaysSo) {
   }
 }
 
+TEST(GptqBlockQuantizerTest, OneLayersOverflowIsNotTheOthers) {
+  // An error of column 5 goes to column 9 almost tenfold.
+  at::Tensor hessian = at::eye(64);
+  hessian[5][5] = 100;
+  hessian[5][9] = hessian[9][5] = 9.9f;
+  ObservedLinears linears;
+  const LinearStatistics shared = StatisticsWith(hessian);
+  for (const uint64_t seed : {17, 18, 19}) {
+    at::Tensor weight = Random({16, 64}, seed);
+    if (seed == 18) weight[3][5] = 3e38f;  // far above float16 scales: all error
+    linears.AddWithStatistics("proj", weight, kScheme, shared);
+  }
+  GptqBlockQuantizer gptq = Gptq();
+  PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock block, linears.Quantize(gptq));
+  EXPECT_EQ(block.linears[0]->fallback_reason, "");
+  EXPECT_THAT(block.linears[1]->fallback_reason, HasSubstr("not finite while solving: opt-rtn"));
+  EXPECT_EQ(block.linears[2]->fallback_reason, "");
+}
+
 TEST(GptqBlockQuantizerTest, LayersWithoutTokensAreRoundedAndSaySo) {
   const at::Tensor weight = Random({16, 64}, 8);
   ObservedLinears linears;
