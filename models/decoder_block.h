@@ -52,13 +52,22 @@ class DecoderBlock {
   virtual std::vector<Linear>& mutable_linears() = 0;
 
   // hidden [B, T, D] -> [B, T, D], causal attention without padding. Every linear goes through
-  // `apply`. Differentiable with respect to what `apply` uses; may throw c10::Error.
-  virtual at::Tensor Forward(const at::Tensor& hidden, const RotaryTable& rotary,
-                             const LinearFunction& apply) const = 0;
+  // `apply`, whose results the block may change in place. Differentiable with respect to what
+  // `apply` uses; may throw c10::Error.
+  //
+  // Where autograd is off, blocks with gated_parts() on CUDA in 16 bits go through kernels of our
+  // own (gated_forward.h): the same within rounding, with fewer roundings.
+  at::Tensor Forward(const at::Tensor& hidden, const RotaryTable& rotary,
+                     const LinearFunction& apply) const;
   // The same with the block's own weights.
   at::Tensor Forward(const at::Tensor& hidden, const RotaryTable& rotary) const;
   // None if the block has another shape.
   virtual std::optional<GatedBlockParts> gated_parts() const { return std::nullopt; }
+
+ private:
+  // Forward by tensor operations, on every device and in every dtype.
+  virtual at::Tensor ForwardByTensors(const at::Tensor& hidden, const RotaryTable& rotary,
+                                      const LinearFunction& apply) const = 0;
 };
 
 }  // namespace ptq

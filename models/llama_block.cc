@@ -80,8 +80,8 @@ absl::StatusOr<std::unique_ptr<LlamaBlock>> LlamaBlock::Create(const ModelConfig
   return block;
 }
 
-at::Tensor LlamaBlock::Forward(const at::Tensor& hidden, const RotaryTable& rotary,
-                               const LinearFunction& apply) const {
+at::Tensor LlamaBlock::ForwardByTensors(const at::Tensor& hidden, const RotaryTable& rotary,
+                                        const LinearFunction& apply) const {
   const at::Tensor attended =
       hidden + Attention(RmsNorm(hidden, input_norm_, rms_norm_eps_), rotary, apply);
   return attended + Mlp(RmsNorm(attended, post_attention_norm_, rms_norm_eps_), apply);

@@ -38,15 +38,14 @@ class LlamaBlock final : public DecoderBlock {
   const std::vector<Linear>& linears() const override { return linears_; }
   std::vector<Linear>& mutable_linears() override { return linears_; }
 
-  using DecoderBlock::Forward;
-  at::Tensor Forward(const at::Tensor& hidden, const RotaryTable& rotary,
-                     const LinearFunction& apply) const override;
   std::optional<GatedBlockParts> gated_parts() const override;
 
  private:
   enum Projection { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kProjectionCount };
 
   LlamaBlock() = default;
+  at::Tensor ForwardByTensors(const at::Tensor& hidden, const RotaryTable& rotary,
+                              const LinearFunction& apply) const override;
   at::Tensor Attention(const at::Tensor& input, const RotaryTable& rotary,
                        const LinearFunction& apply) const;
   at::Tensor Mlp(const at::Tensor& input, const LinearFunction& apply) const;

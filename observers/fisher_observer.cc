@@ -7,30 +7,21 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <cmath>
 
-#include "common/seed.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
+#include "models/input_gradient.h"
 #include "observers/hidden_store.h"
+#include "observers/sampled_labels.h"
 
 namespace ptq {
 namespace {
 
-// Logits that exist at once, a few copies of them: 16 MiB each in float32.
+// Logits that exist at once, a few copies of them: 16 MiB each in float32, on a GPU 256 MiB. Each
+// chunk reads the whole head.
 constexpr int64_t kLogitsPerChunk = int64_t{1} << 22;
-
-// The finalizer of MurmurHash3 (Appleby 2011) on int32, in place.
-void Mix(at::Tensor& x) {
-  const auto shift_xor = [&x](int64_t bits) {
-    // Logical shifts: the sign does not come along.
-    x.bitwise_xor_(x.__rshift__(bits).bitwise_and_((int64_t{1} << (32 - bits)) - 1));
-  };
-  shift_xor(16);
-  x.mul_(static_cast<int32_t>(0x85ebca6b));
-  shift_xor(13);
-  x.mul_(static_cast<int32_t>(0xc2b2ae35));
-  shift_xor(16);
-}
+constexpr int64_t kDeviceLogitsPerChunk = int64_t{1} << 26;
 
 // dCE / d hidden of `hidden` [n, D], the last block's outputs, in its dtype.
 at::Tensor HeadGradient(const LanguageModelHead& head, const at::Tensor& hidden, uint64_t seed,
@@ -43,18 +34,23 @@ at::Tensor HeadGradient(const LanguageModelHead& head, const at::Tensor& hidden,
     normalized = head.Normalize(leaf);
   }
   const at::Tensor logits = head.Project(normalized.detach());
-  const at::Tensor labels = SampleLabels(logits, seed, first_token);
-  // Comparing instead of scattering: deterministic on every device.
-  const at::Tensor columns = at::arange(logits.size(1), labels.options());
-  const at::Tensor probabilities =
-      logits.softmax(-1).sub_(columns.eq(labels.unsqueeze(1)).to(at::kFloat));
-  const at::Tensor gradient = head.ProjectBackward(probabilities);
+  const at::Tensor gradient =
+      head.ProjectBackward(SampledGradient(logits, seed, first_token, normalized.scalar_type()));
   return torch::autograd::grad({normalized}, {leaf}, {gradient.to(normalized.scalar_type())})[0];
 }
 
 // sum over tokens of rms(y)² g gᵀ, added to `sum` [D, D] float32.
 void AddOuterProducts(const at::Tensor& output, const at::Tensor& gradient, at::Tensor& sum) {
   const at::NoTF32Guard no_tf32;
+  if (gradient.is_cuda() && gradient.scalar_type() == at::kBFloat16) {
+    // Sums in float32 of products rounded once more than the gradients are.
+    const at::Tensor rms =
+        at::linalg_vector_norm(output, 2, at::IntArrayRef{-1}, /*keepdim=*/true, at::kFloat)
+            .div_(std::sqrt(static_cast<double>(output.size(-1))));
+    const at::Tensor rows = (gradient * rms).to(at::kBFloat16).flatten(0, -2);
+    sum.add_(at::mm(rows.t(), rows, at::kFloat));
+    return;
+  }
   const at::Tensor rms = output.to(at::kFloat).square().mean(-1, true).sqrt();
   const at::Tensor rows = (gradient.to(at::kFloat) * rms).flatten(0, -2);
   sum.addmm_(rows.t(), rows);
@@ -62,34 +58,16 @@ void AddOuterProducts(const at::Tensor& output, const at::Tensor& gradient, at::
 
 }  // namespace
 
-at::Tensor SampleLabels(const at::Tensor& logits, uint64_t seed, int64_t first_row) {
-  const at::NoGradGuard no_grad;
-  const int64_t rows = logits.size(0);
-  at::Tensor row_keys = at::empty({rows, 1}, at::kInt);
-  for (int64_t row = 0; row < rows; ++row) {
-    row_keys.mutable_data_ptr<int32_t>()[row] =
-        static_cast<int32_t>(MixSeed(seed, first_row + row) >> 32);
-  }
-  at::Tensor columns =
-      at::arange(logits.size(1), logits.options().dtype(at::kInt)).mul_(int32_t{0x3c6ef372});
-  at::Tensor bits = row_keys.to(logits.device()).bitwise_xor(columns);
-  Mix(bits);
-  // 23 bits and a half: exact in float32, never 0 or 1.
-  at::Tensor noise = bits.bitwise_and_(0x7FFFFF).to(at::kFloat).add_(0.5).div_(8388608.0);
-  noise.log_().neg_().log_().neg_();
-  return noise.add_(logits).argmax(-1);
-}
-
 absl::Status FisherObserver::Observe(
-    const at::Tensor& ids, const CancellationToken& cancel,
+    const at::Tensor& embedding, const CancellationToken& cancel,
     const std::function<void(double)>& progress,
     const std::function<absl::Status(int64_t, const at::Tensor&)>& consume) {
   return CatchTorchErrors("Fisher pass", [&]() -> absl::Status {
     const c10::InferenceMode no_inference(false);
     const at::NoGradGuard no_grad;
     const int64_t blocks = model_.block_count();
-    const int64_t samples = ids.size(0);
-    const int64_t length = ids.size(1);
+    const int64_t samples = embedding.size(0);
+    const int64_t length = embedding.size(1);
     const int64_t step = options_.micro_batch;
     const RotaryTable rotary = model_.MakeRotaryTable(length);
     // Forward and backward of a block cost about one to three.
@@ -101,7 +79,7 @@ absl::Status FisherObserver::Observe(
     };
 
     // Slot b: the output of block b. The last one: the gradient of the block in hand's output.
-    PTQ_ASSIGN_OR_RETURN(at::Tensor hidden, model_.Embed(ids));
+    at::Tensor hidden = embedding;
     const std::vector<int64_t> shape = hidden.sizes().vec();
     const at::TensorOptions options = hidden.options();
     PTQ_ASSIGN_OR_RETURN(HiddenStore store,
@@ -120,13 +98,14 @@ absl::Status FisherObserver::Observe(
         }
         PTQ_RETURN_IF_ERROR(store.Write(index, begin, block->Forward(input, rotary)));
       }
-      hidden = at::Tensor();  // the embedding, which only the first block reads
+      hidden = at::Tensor();  // only the first block reads the embedding
       advance(1);
     }
 
     {
       PTQ_ASSIGN_OR_RETURN(const LanguageModelHead head, model_.LoadHead());
-      const int64_t tokens = std::max<int64_t>(1, kLogitsPerChunk / head.head_weight.size(0));
+      const int64_t logits = options.device().is_cpu() ? kLogitsPerChunk : kDeviceLogitsPerChunk;
+      const int64_t tokens = std::max<int64_t>(1, logits / head.head_weight.size(0));
       for (int64_t begin = 0; begin < samples; begin += step) {
         const int64_t count = std::min(step, samples - begin);
         PTQ_ASSIGN_OR_RETURN(const at::Tensor output, store.Read(blocks - 1, begin, count));
@@ -156,15 +135,8 @@ absl::Status FisherObserver::Observe(
         AddOuterProducts(output, gradient, fisher);
         if (index == 0) continue;  // nothing is observed below
         PTQ_ASSIGN_OR_RETURN(const at::Tensor input, store.Read(below, begin, count));
-        at::Tensor leaf = input.detach();
-        leaf.set_requires_grad(true);
-        at::Tensor again;
-        {
-          const at::AutoGradMode with_grad(true);
-          again = block->Forward(leaf, rotary);
-        }
-        PTQ_RETURN_IF_ERROR(store.Write(gradient_slot, begin,
-                                        torch::autograd::grad({again}, {leaf}, {gradient})[0]));
+        PTQ_RETURN_IF_ERROR(
+            store.Write(gradient_slot, begin, InputGradient(*block, input, rotary, gradient)));
       }
       PTQ_RETURN_IF_ERROR(consume(index, fisher.div_(static_cast<double>(samples * length))));
       advance(3);

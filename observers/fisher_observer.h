@@ -38,11 +38,12 @@ class FisherObserver {
   FisherObserver(BlockLoader& loader, const FisherOptions& options)
       : loader_(loader), model_(loader.model()), options_(options) {}
 
-  // `ids` [S, T] int64, CPU. Calls `consume(block, F)` from the last block to the first, F [D, D]
-  // float32, symmetric, on the device; `progress` (may be empty) gets the finished fraction. Equal
-  // calls give equal bits. kCancelled; kResourceExhausted; kUnimplemented where a block cannot be
-  // differentiated; an error of `consume`.
-  absl::Status Observe(const at::Tensor& ids, const CancellationToken& cancel,
+  // `embedding` [S, T, D]: the model's, of S samples, in its dtype on its device. Calls
+  // `consume(block, F)` from the last block to the first, F [D, D] float32, symmetric, on the
+  // device; `progress` (may be empty) gets the finished fraction. Equal calls give equal bits.
+  // kCancelled; kResourceExhausted; kUnimplemented where a block cannot be differentiated; an error
+  // of `consume`.
+  absl::Status Observe(const at::Tensor& embedding, const CancellationToken& cancel,
                        const std::function<void(double)>& progress,
                        const std::function<absl::Status(int64_t, const at::Tensor&)>& consume);
 
@@ -51,11 +52,6 @@ class FisherObserver {
   const DecoderModel& model_;
   FisherOptions options_;
 };
-
-// One label a row, drawn from softmax(logits) [n, V] float32: the largest of logit + Gumbel noise,
-// the noise a function of (seed, first_row + row, column) alone, so that labels depend neither on
-// the device nor on how a text is cut into rows. Returns [n] int64.
-at::Tensor SampleLabels(const at::Tensor& logits, uint64_t seed, int64_t first_row);
 
 }  // namespace ptq
 

@@ -4,10 +4,13 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <utility>
+
+#include "algorithms/cuda/device_kernels.h"
 
 namespace ptq {
 namespace {
@@ -66,6 +69,21 @@ void MirrorUpperTriangle(at::Tensor& hessian) {
   }
 }
 
+// Sums of squares of the columns of rows [n, K] on CUDA in 16 bits, [K] float32.
+at::Tensor DeviceColumnSquares(const at::Tensor& rows) {
+  const CudaApi& cuda = CudaKernels();
+  const at::Tensor values = rows.contiguous();
+  ColumnSquareSpans spans = {.values = values.const_data_ptr(),
+                             .rows = values.size(0),
+                             .width = values.size(1),
+                             .dtype = HiddenDtypeOf(values.scalar_type())};
+  const at::Tensor sums =
+      at::empty({spans.slices(), spans.width}, values.options().dtype(at::kFloat));
+  spans.sums = sums.mutable_data_ptr<float>();
+  CheckCuda(cuda.column_squares(spans, cuda.current_stream()));
+  return sums.sum(0);
+}
+
 }  // namespace
 
 LinearObserver::LinearObserver(const DecoderBlock& block, bool hessians)
@@ -101,6 +119,8 @@ void LinearObserver::Record(size_t index, const at::Tensor& input) {
   }
   if (hessians_ && NeedsNoCopy(rows)) {
     AddProducts(rows, sums);
+  } else if (!hessians_ && rows.is_cuda() && rows.element_size() == 2 && size % kHiddenPack == 0) {
+    sums.add_(DeviceColumnSquares(rows));
   } else {
     const int64_t slice = std::max<int64_t>(1, kMaxSliceElements / size);
     for (int64_t begin = 0; begin < rows.size(0); begin += slice) {

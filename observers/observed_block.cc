@@ -3,7 +3,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -11,6 +13,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
+#include "algorithms/cuda/device_kernels.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
 
@@ -64,9 +67,31 @@ at::Tensor RunAll(const DecoderBlock& block, const at::Tensor& inputs, const Rot
   return outputs;
 }
 
+// |y - y*|² / |y*|² of each token of [S, T, D] by one kernel, [S, T] float32.
+at::Tensor TokenErrors(const at::Tensor& outputs, const at::Tensor& targets) {
+  const CudaApi& cuda = CudaKernels();
+  at::Tensor errors = at::empty(outputs.sizes().slice(0, 2), outputs.options().dtype(at::kFloat));
+  const at::Tensor values = outputs.contiguous();
+  const at::Tensor expected = targets.contiguous();
+  CheckCuda(cuda.row_errors({.values = values.const_data_ptr(),
+                             .targets = expected.const_data_ptr(),
+                             .errors = errors.mutable_data_ptr<float>(),
+                             .rows = errors.numel(),
+                             .width = outputs.size(2),
+                             .dtype = HiddenDtypeOf(outputs.scalar_type())},
+                            cuda.current_stream()));
+  return errors;
+}
+
 // Sum over tokens that count of |y - y*|² / |y*|², and their number: [2] float64 on the device.
 at::Tensor RelativeErrors(const at::Tensor& outputs, const at::Tensor& targets,
                           const at::Tensor& mask) {
+  if (outputs.is_cuda() && outputs.element_size() == 2 && outputs.size(2) % kHiddenPack == 0) {
+    const at::Tensor counts = mask.ne(0);
+    const at::Tensor errors = TokenErrors(outputs, targets);
+    return at::stack({at::where(counts, errors, at::zeros({}, errors.options())).sum(at::kDouble),
+                      counts.sum(at::kDouble)});
+  }
   at::Tensor sums = at::zeros({2}, outputs.options().dtype(at::kDouble));
   for (int64_t sample = 0; sample < outputs.size(0); ++sample) {  // one in float32 at a time
     const at::Tensor target = targets.select(0, sample).to(at::kFloat);

@@ -17,8 +17,8 @@ MAY_INCLUDE = {
                         "algorithms/gptq/gptq_tile_state.h", "algorithms/rtn/scale_search_math.h", "algorithms/rtn/scale_search_state.h"],
     "algorithms/affine": ["common"],
     "formats": ["common", "formats/headers", "algorithms/affine"],
-    "models": ["common", "formats/headers", "formats/checkpoint_reader.h"],
-    "observers": ["common", "models"],
+    "models": ["common", "formats/headers", "formats/checkpoint_reader.h", "algorithms/cuda"],
+    "observers": ["common", "models", "algorithms/cuda"],
     "algorithms": ["common", "algorithms/affine", "algorithms/cuda", "models", "observers"],
     "worker": ["common", "formats", "formats/headers", "algorithms", "algorithms/affine", "algorithms/cuda",
                "models", "observers", "worker/spec"],
@@ -103,7 +103,7 @@ def main():
     probes = {
         "common/x.cc": '#include "models/linear.h"', "server/rpc/x.cc": "#include <ATen/ATen.h>",
         "worker/x.cc": "#include <grpcpp/grpcpp.h>", "algorithms/gptq/x.cc": '#include "formats/tokenizer.h"',
-        "models/x.cc": '#include "observers/block_inputs.h"', "client/x.cc": "#include <sqlite3.h>",
+        "models/x.cc": '#include "observers/block_inputs.h"', "models/y.cc": '#include "algorithms/auto_round/fused_pass.h"', "client/x.cc": "#include <sqlite3.h>",
     }
     for path, line in probes.items():
         if not list(check(path, line)):

@@ -88,6 +88,14 @@ int64_t MicroBatch(const JobSpec& spec, int64_t tokens) {
   return std::clamp<int64_t>(tokens / spec.sequence_length, 1, spec.samples);
 }
 
+// A copy in page-locked memory of what comes from a device or goes there. Copying a block's codes
+// to memory that is new to the process takes over 100 ms, to this, which the allocator keeps for
+// the next block, 6.
+at::Tensor PageLocked(const at::Tensor& tensor) {
+  const auto options = tensor.options().device(at::kCPU).pinned_memory(true);
+  return at::empty(tensor.sizes(), options).copy_(tensor);
+}
+
 // On a CPU no second block's weights are held: the page cache has them.
 BlockLoaderOptions LoaderOptions(const ComputeOptions& compute, const DeviceShares& shares) {
   if (compute.device.is_cpu()) return {};
@@ -168,7 +176,7 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   load_seconds_ = load_seconds;
   PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return Load(); }));
   load_seconds_ += total.Seconds();
-  PTQ_RETURN_IF_ERROR(ObserveFisher());
+  PTQ_RETURN_IF_ERROR(ObserveFisher(/*chains_begin=*/true));
   const int64_t width = plan_.inspection.config.hidden_size;
   if (fisher_ != nullptr && FisherWeight(fisher_tokens_, width) < kFisherWeight) {
     warnings_.push_back(absl::StrFormat(
@@ -178,6 +186,7 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   }
   PTQ_RETURN_IF_ERROR(QuantizeBlocks());
   observer_.reset();
+  quantizer_.reset();
 
   Stopwatch phase;
   events_.Phase("export", 0);
@@ -260,7 +269,7 @@ absl::Status Pipeline::LoadCalibration() {
   return absl::OkStatus();
 }
 
-absl::Status Pipeline::ObserveFisher() {
+absl::Status Pipeline::ObserveFisher(bool chains_begin) {
   const JobSpec& spec = plan_.spec;
   const int64_t windows = FisherWindows(spec, plan_.inspection.config.hidden_size);
   if (spec.calibration.empty() || windows == 0) return absl::OkStatus();
@@ -293,17 +302,24 @@ absl::Status Pipeline::ObserveFisher() {
        .device_bytes = host ? kFisherHostBytes : shares_.fisher_outputs,
        .scratch_folder = fisher_->folder()});
   WriteBehind writing;
+  at::Tensor embedding;
+  if (chains_begin) {
+    embedding = observer_->inputs().full_precision.narrow(0, 0, windows).to(compute.dtype);
+  } else {
+    const DecoderModel& model = wide_model != nullptr ? *wide_model : *model_;
+    PTQ_ASSIGN_OR_RETURN(embedding, model.Embed(calibration_windows_.narrow(0, 0, windows)));
+  }
   absl::Status status = observer.Observe(
-      calibration_windows_.narrow(0, 0, windows), cancel_,
-      [this](double fraction) { events_.Phase("fisher", fraction); },
+      embedding, cancel_, [this](double fraction) { events_.Phase("fisher", fraction); },
       [&](int64_t block, const at::Tensor& fisher) -> absl::Status {
         if (!at::isfinite(fisher).all().item<bool>()) {
           return absl::UnimplementedError("block " + std::to_string(block) +
                                           ": the gradients are not finite");
         }
-        return writing.Start([this, block, rounded = fisher.to(at::kBFloat16).cpu()] {
-          return fisher_->Write(block, rounded);
-        });
+        at::Tensor rounded = fisher.to(at::kBFloat16);
+        if (rounded.is_cuda()) rounded = PageLocked(rounded);
+        return writing.Start(
+            [this, block, rounded = std::move(rounded)] { return fisher_->Write(block, rounded); });
       });
   if (const absl::Status written = writing.Wait(); status.ok()) status = written;
   if (status.ok()) status = fisher_->Finish(stopwatch.Seconds());
@@ -328,12 +344,12 @@ absl::Status Pipeline::ReadFisher(int64_t index, ObservedBlock& observed) {
     warnings_.push_back(Message(fisher.status()) + ": computed again.");
     events_.Log("warning", warnings_.back());
     PTQ_RETURN_IF_ERROR(fisher_->StartOver());
-    PTQ_RETURN_IF_ERROR(ObserveFisher());
+    PTQ_RETURN_IF_ERROR(ObserveFisher(/*chains_begin=*/false));
     if (fisher_ == nullptr) return absl::OkStatus();
     fisher = fisher_->Read(index);
   }
   if (!fisher.ok()) return fisher.status();
-  observed.fisher = *std::move(fisher);
+  observed.fisher = plan_.compute.device.is_cpu() ? *std::move(fisher) : PageLocked(*fisher);
   observed.fisher_tokens = fisher_tokens_;
   return absl::OkStatus();
 }
@@ -393,7 +409,7 @@ absl::Status Pipeline::QuantizeBlocks() {
       if (observer_ == nullptr && !plan_.spec.calibration.empty()) {
         // All blocks seemed finished, so there were no chains: they begin at the first block.
         PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return LoadCalibration(); }));
-        PTQ_RETURN_IF_ERROR(ObserveFisher());
+        PTQ_RETURN_IF_ERROR(ObserveFisher(/*chains_begin=*/true));
         index = -1;
         continue;
       }
@@ -468,11 +484,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
     if (i >= quantized.linears.size() || !quantized.linears[i]) {
       return absl::InternalError(block->linears()[i].module + ": the algorithm made no record");
     }
-    QuantizedModule& module = modules.emplace_back();
-    module = {block->linears()[i].module, quantized.linears[i]->weight};
-    module.weight.int_data = module.weight.int_data.cpu();
-    module.weight.scale = module.weight.scale.cpu();
-    module.weight.zero_point = module.weight.zero_point.cpu();
+    modules.push_back({block->linears()[i].module, quantized.linears[i]->weight});
     if (observer_ != nullptr) weights[i] = EffectiveWeight(quantized.linears[i]->weight);
   }
   observed.statistics.clear();
@@ -481,6 +493,13 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   result.observe_seconds += std::exchange(advance_seconds_, 0);
 
   PTQ_RETURN_IF_ERROR(writing_.Wait());
+  for (QuantizedModule& module : modules) {  // now, so that one block's are in memory at a time
+    if (module.weight.int_data.is_cuda()) {
+      module.weight.int_data = PageLocked(module.weight.int_data);
+    }
+    module.weight.scale = module.weight.scale.cpu();
+    module.weight.zero_point = module.weight.zero_point.cpu();
+  }
   result.seconds =
       result.load_seconds + result.observe_seconds + result.quantize_seconds + stopwatch.Lap();
   JobEvent event;

@@ -54,8 +54,9 @@ class Pipeline {
   absl::Status Load();
   // Calibration windows and the chains in front of the first block.
   absl::Status LoadCalibration();
-  // The metrics that blocks are tuned by, unless an earlier run left them.
-  absl::Status ObserveFisher();
+  // The metrics that blocks are tuned by, unless an earlier run left them. `chains_begin`: the
+  // chains are in front of the first block, and lend the pass their embedding.
+  absl::Status ObserveFisher(bool chains_begin);
   absl::Status QuantizeBlocks();
   // Moves both chains behind a block of an earlier run; kDataLoss if its records can't be read.
   absl::Status ReplayBlock(int64_t index);

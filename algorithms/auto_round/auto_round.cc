@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "algorithms/auto_round/block_tuner.h"
+#include "algorithms/cuda/cuda_runtime.h"
 #include "algorithms/layer_check.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"
@@ -133,7 +134,8 @@ std::string UntunedReason(const BlockQuantizationRequest& request, size_t index,
 }
 
 absl::StatusOr<QuantizedBlock> Tune(const BlockQuantizationRequest& request,
-                                    at::ScalarType stored_dtype, const AutoRoundOptions& options) {
+                                    at::ScalarType stored_dtype, const AutoRoundOptions& options,
+                                    const TuningStream* stream) {
   PTQ_ASSIGN_OR_RETURN(const Start start, Start::Make(request, stored_dtype, options.method));
   const bool paper = options.method == AutoRoundMethod::kPaper;
   if (options.iterations == 0) return start.QuantizeAll("");
@@ -145,7 +147,7 @@ absl::StatusOr<QuantizedBlock> Tune(const BlockQuantizationRequest& request,
   result.linears.resize(request.observed.block->linears().size());
   std::vector<std::optional<AffineQuantizedTensor>> records(result.linears.size());
   if (any) {
-    BlockTuner tuner(request, stored_dtype, options, start.scales());
+    BlockTuner tuner(request, stored_dtype, options, start.scales(), stream);
     while (tuner.steps() < options.iterations) {
       PTQ_RETURN_IF_ERROR(request.cancel.Check());
       tuner.Step();
@@ -222,7 +224,14 @@ absl::StatusOr<QuantizedBlock> AutoRoundBlockQuantizer::QuantizeBlock(
       nothing.linears.resize(linears.size());
       return nothing;
     }
-    return Tune(request, stored_dtype_, options_);
+    const at::Device device = linears.front().weight.device();
+    if (device.is_cuda() && stream_ == nullptr && options_.iterations > 0) {
+      stream_ = std::make_unique<TuningStream>(device);
+    }
+    absl::StatusOr<QuantizedBlock> result = Tune(request, stored_dtype_, options_, stream_.get());
+    // What it caches would be missed by the chains on a device that is not twice as large.
+    if (CudaPeakMemoryBytes() > CudaDeviceMemoryBytes() / 2) stream_.reset();
+    return result;
   });
 }
 

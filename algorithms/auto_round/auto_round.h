@@ -10,8 +10,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "absl/status/statusor.h"
+#include "algorithms/auto_round/tuning_stream.h"
 #include "algorithms/block_quantizer.h"
 #include "observers/observed_block.h"
 
@@ -52,6 +54,7 @@ bool HasFewTokens(const ObservedBlock& observed, size_t index);
 // Weight of F in the metric of blocks `width` wide, F being the mean over `tokens`.
 double FisherWeight(int64_t tokens, int64_t width);
 
+// On a GPU it holds memory from block to block.
 class AutoRoundBlockQuantizer final : public BlockQuantizer {
  public:
   AutoRoundBlockQuantizer(at::ScalarType stored_dtype, AutoRoundOptions options)
@@ -65,6 +68,7 @@ class AutoRoundBlockQuantizer final : public BlockQuantizer {
  private:
   at::ScalarType stored_dtype_;
   AutoRoundOptions options_;
+  std::unique_ptr<TuningStream> stream_;  // of the blocks on CUDA; made when it is needed
 };
 
 }  // namespace ptq

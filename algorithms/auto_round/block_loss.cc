@@ -6,9 +6,8 @@
 
 #include <limits>
 
-#include "algorithms/auto_round/device_kernels.h"
-#include "algorithms/auto_round/hidden_dtype.h"
 #include "algorithms/auto_round/loss_loops.h"
+#include "algorithms/cuda/device_kernels.h"
 
 namespace ptq {
 namespace {
@@ -16,14 +15,25 @@ namespace {
 // Of the mean square of a token's target, relative to all tokens': below it the weight stays.
 constexpr double kLeastSquare = 1e-6;
 
-at::Tensor TokenWeights(const at::Tensor& targets, const at::Tensor& mask) {
+// Mean squares of the tokens' targets, [S, T] float32.
+at::Tensor MeanSquares(const at::Tensor& targets, const at::Tensor& mask) {
+  if (targets.is_cuda()) {  // norms need no wide copy
+    return at::linalg_vector_norm(targets, 2, at::IntArrayRef{-1}, /*keepdim=*/false, at::kFloat)
+        .square_()
+        .div_(static_cast<double>(targets.size(2)));
+  }
   at::Tensor squares = at::empty(mask.sizes(), mask.options());
   for (int64_t sample = 0; sample < targets.size(0); ++sample) {  // one in float32 at a time
     squares.select(0, sample).copy_(targets.select(0, sample).to(at::kFloat).square().mean(-1));
   }
+  return squares;
+}
+
+at::Tensor TokenWeights(const at::Tensor& targets, const at::Tensor& mask) {
   const at::Tensor counts = mask.ne(0).to(at::kFloat);
   // A masked token's values do not matter, not even if they are not finite.
-  squares = at::where(counts.ne(0), squares, at::zeros_like(squares));
+  const at::Tensor squares =
+      at::where(counts.ne(0), MeanSquares(targets, mask), at::zeros({}, mask.options()));
   const at::Tensor total = counts.sum().clamp_min(1);
   const at::Tensor least = squares.sum() / total * kLeastSquare;
   const at::Tensor weights =

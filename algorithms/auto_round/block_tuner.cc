@@ -12,12 +12,12 @@
 #include <utility>
 
 #include "algorithms/auto_round/autograd_pass.h"
-#include "algorithms/auto_round/device_kernels.h"
 #include "algorithms/auto_round/fused_pass.h"
 #include "algorithms/auto_round/learned_scale_math.h"
 #include "algorithms/auto_round/learned_scale_parameters.h"
 #include "algorithms/auto_round/rounding_parameters.h"
 #include "algorithms/auto_round/schedule.h"
+#include "algorithms/cuda/device_kernels.h"
 #include "algorithms/rtn/rtn.h"
 
 namespace ptq {
@@ -42,28 +42,20 @@ at::Tensor OnDevice(std::vector<float> values, at::Device device) {
 
 }  // namespace
 
-// Everything of a CUDA tuning runs on a stream of its own: the default one cannot be captured.
+// All steps of a CUDA tuning run on the stream for it.
 struct BlockTuner::Graph {
-  explicit Graph(at::Device device)
-      : implementation(device.type()),
-        caller(implementation.getStream(device)),
-        own(implementation.getStreamFromGlobalPool(device)) {
-    caller.synchronize();
+  explicit Graph(const TuningStream& stream) : memory(stream.graph_memory()), own(stream.stream()) {
+    c10::impl::VirtualGuardImpl(own.device_type()).getStream(own.device()).synchronize();
   }
   ~Graph() {
     try {
       own.synchronize();
-      if (handle != nullptr) {
-        CudaKernels().graph_destroy(handle);
-        // A graph's memory belongs to it alone; without this each block would add its own.
-        CudaKernels().release_cached_memory();
-      }
+      if (handle != nullptr) CudaKernels().graph_destroy(handle);
     } catch (const c10::Error&) {  // of a device that failed: whoever uses it next will see it
     }
   }
 
-  c10::impl::VirtualGuardImpl implementation;
-  c10::Stream caller;
+  void* memory;
   c10::Stream own;
   void* handle = nullptr;
   bool refused = false;  // something in the block cannot be captured: all steps run eagerly
@@ -71,7 +63,8 @@ struct BlockTuner::Graph {
 
 BlockTuner::BlockTuner(const BlockQuantizationRequest& request, at::ScalarType stored_dtype,
                        const AutoRoundOptions& options,
-                       const std::vector<std::optional<QParams>>& starts)
+                       const std::vector<std::optional<QParams>>& starts,
+                       const TuningStream* stream)
     : observed_(request.observed), schemes_(request.schemes), options_(options) {
   const c10::InferenceMode no_inference(false);
   const at::NoGradGuard no_grad;
@@ -105,7 +98,7 @@ BlockTuner::BlockTuner(const BlockQuantizationRequest& request, at::ScalarType s
   FakeQuantizeAll();
   ChooseGradientScale();
   if (device.is_cuda()) {
-    graph_ = std::make_unique<Graph>(device);  // after all that runs on the caller's stream
+    graph_ = std::make_unique<Graph>(*stream);  // after all that runs on the caller's stream
   }
 }
 
@@ -287,14 +280,14 @@ void BlockTuner::RunStep() {
   loss_inputs_.step.add_(1);
 }
 
-// Capturing runs nothing: a block that cannot be captured loses no step.
+// Capturing runs nothing: a block that cannot be captured loses no step. The device works on the
+// eager steps meanwhile.
 void BlockTuner::CaptureStep() {
   const CudaApi& cuda = CudaKernels();
-  graph_->own.synchronize();
   graph_->handle = cuda.graph_create();
   bool capturing = false;
   try {
-    cuda.graph_capture_begin(graph_->handle);
+    cuda.graph_capture_begin(graph_->handle, graph_->memory);
     capturing = true;
     RunStep();
     capturing = false;

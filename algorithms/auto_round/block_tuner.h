@@ -18,6 +18,7 @@
 #include "algorithms/auto_round/block_loss.h"
 #include "algorithms/auto_round/block_pass.h"
 #include "algorithms/auto_round/tunable_weight.h"
+#include "algorithms/auto_round/tuning_stream.h"
 #include "algorithms/block_quantizer.h"
 
 namespace ptq {
@@ -30,9 +31,10 @@ class BlockTuner {
  public:
   // All of `request` outlives it; inputs, schemes and options were validated. iterations >= 1.
   // `starts`, by linear index: the searched scales where the learned-scale recipe begins; none in
-  // the paper's.
+  // the paper's. `stream`: where a block on CUDA is tuned; not nullptr then.
   BlockTuner(const BlockQuantizationRequest& request, at::ScalarType stored_dtype,
-             const AutoRoundOptions& options, const std::vector<std::optional<QParams>>& starts);
+             const AutoRoundOptions& options, const std::vector<std::optional<QParams>>& starts,
+             const TuningStream* stream);
   ~BlockTuner();
   BlockTuner(const BlockTuner&) = delete;
   BlockTuner& operator=(const BlockTuner&) = delete;
@@ -60,7 +62,7 @@ class BlockTuner {
   std::vector<std::optional<AffineQuantizedTensor>> Records() const;
 
  private:
-  struct Graph;  // a captured CUDA graph with its stream
+  struct Graph;  // a captured CUDA graph and where it runs
   // When the steps that count for StepSeconds began, and the last one ended: on the device's clock,
   // or the host's.
   struct Clock {

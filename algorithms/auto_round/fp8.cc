@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include "algorithms/auto_round/device_kernels.h"
+#include "algorithms/cuda/device_kernels.h"
 
 namespace ptq {
 namespace {

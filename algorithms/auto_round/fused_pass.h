@@ -8,9 +8,10 @@
 #include <vector>
 
 #include "algorithms/auto_round/block_pass.h"
-#include "algorithms/auto_round/device_attention.h"
 #include "algorithms/auto_round/fused_linear.h"
 #include "models/decoder_block.h"
+#include "models/device_attention.h"
+#include "models/device_ops.h"
 
 namespace ptq {
 
@@ -38,16 +39,13 @@ class FusedPass final : public BlockPass {
   };
   // What Backward reads of the last Forward; rows are tokens.
   struct Saved {
-    int64_t batch = 0;
-    int64_t length = 0;
     Fp8Layouts attention_input;  // [n, D], normalized
     DeviceAttention attention;
-    Fp8Layouts attended;     // [n, H head_dim]: attention's output
-    at::Tensor sum;          // [n, D]: hidden + attention
-    Fp8Layouts mlp_input;    // [n, D], normalized
-    at::Tensor inverse_rms;  // [n] float32, of `sum`
-    at::Tensor gate_up;      // [n, 2 I]
-    Fp8Layouts mlp_hidden;   // [n, I]
+    Fp8Layouts attended;    // [n, H head_dim]: attention's output
+    NormedSum middle;       // hidden + attention, without its norm
+    Fp8Layouts mlp_input;   // [n, D], normalized
+    at::Tensor gate_up;     // [n, 2 I]
+    Fp8Layouts mlp_hidden;  // [n, I]
   };
 
   FusedPass(const GatedBlockParts& parts, const RotaryTable& rotary,
@@ -55,8 +53,7 @@ class FusedPass final : public BlockPass {
   Fp8Layouts GatedHidden() const;
   // The gradient of Saved::gate_up, from that of mlp_hidden.
   Fp8Layouts GatedGradient(const at::Tensor& hidden_gradient);
-  // Rotates the heads of `rows`, laid out like Saved::query_key_value, in place.
-  void Rotate(const at::Tensor& rows, bool inverse) const;
+  PackedHeads Heads(const at::Tensor& rows) const;
 
   const GatedBlockParts parts_;
   const RotaryTable& rotary_;

@@ -4,9 +4,9 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
-#include "algorithms/auto_round/device_kernels.h"
 #include "algorithms/auto_round/learned_scale_loops.h"
 #include "algorithms/auto_round/weight_tensor.h"
+#include "algorithms/cuda/device_kernels.h"
 #include "algorithms/rtn/full_range.h"
 #include "algorithms/rtn/rtn.h"
 

@@ -4,9 +4,9 @@
 #include <ATen/core/grad_mode.h>
 
 #include "algorithms/affine/affine_primitives.h"
-#include "algorithms/auto_round/device_kernels.h"
 #include "algorithms/auto_round/rounding_loops.h"
 #include "algorithms/auto_round/weight_tensor.h"
+#include "algorithms/cuda/device_kernels.h"
 #include "algorithms/rtn/rtn.h"
 
 namespace ptq {

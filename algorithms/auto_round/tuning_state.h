@@ -6,12 +6,9 @@
 
 #include <cstdint>
 
+#include "algorithms/cuda/hidden_dtype.h"
+
 namespace ptq {
-
-enum class HiddenDtype { kFloat32, kBFloat16, kHalf };
-
-// 16-bit hidden values that kernels move at once: they take widths of whole packs.
-constexpr int64_t kHiddenPack = 8;
 
 struct TuningState {
   // Loss of step k: mean((output - target)² · mask²) over unmasked tokens.

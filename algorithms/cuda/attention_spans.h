@@ -5,23 +5,31 @@
 
 #include <cstdint>
 
-#include "algorithms/cuda/block_spans.h"
+#include "algorithms/cuda/hidden_dtype.h"
 
 namespace ptq {
+
+// Heads of one kind, head_dim values each: element strides.
+struct HeadSpans {
+  const void* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t token_stride = 0;
+  int64_t head_stride = 0;
+};
 
 // Heads of [batch, length, heads or key_heads, head_dim] by their strides, values scaled by
 // 1 / sqrt(head_dim). Forward reads query, key, value and writes output and log_sum_exp; backward
 // reads those and output_gradient and writes the three gradients.
 struct AttentionSpans {
-  HeadSpans query;
-  HeadSpans key;
-  HeadSpans value;
-  HeadSpans output;
+  HeadSpans query{};
+  HeadSpans key{};
+  HeadSpans value{};
+  HeadSpans output{};
   float* log_sum_exp = nullptr;  // [batch, heads, length]
-  HeadSpans output_gradient;
-  HeadSpans query_gradient;
-  HeadSpans key_gradient;
-  HeadSpans value_gradient;
+  HeadSpans output_gradient{};
+  HeadSpans query_gradient{};
+  HeadSpans key_gradient{};
+  HeadSpans value_gradient{};
   void* workspace = nullptr;
   int64_t batch = 0;
   int64_t length = 0;

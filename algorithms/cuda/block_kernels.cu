@@ -111,36 +111,25 @@ __global__ void __launch_bounds__(kThreads) RotaryKernel(RotarySpans spans, int6
   if (index >= threads) return;
   const int64_t half = spans.head_dim / 2;
   const int64_t packs = half / kPack;
-  const int64_t all_heads = spans.heads + 2 * spans.key_heads;
   const int64_t column = index % packs * kPack;
-  const int64_t head = index / packs % all_heads;
-  const int64_t token = index / (packs * all_heads);
-  const int64_t position = token % spans.length;
-  const bool is_query = head < spans.heads;
-  const bool is_value = head >= spans.heads + spans.key_heads;
-  const HeadSpans& source = is_query ? spans.query : is_value ? spans.value : spans.key;
-  const int64_t source_head = is_query   ? head
-                              : is_value ? head - spans.heads - spans.key_heads
-                                         : head - spans.heads;
-  const T* in = static_cast<const T*>(source.data) + token / spans.length * source.batch_stride +
-                position * source.token_stride + source_head * source.head_stride + column;
-  T* out = static_cast<T*>(spans.output) + (token * all_heads + head) * spans.head_dim + column;
-  if (is_value && in == out) return;
-  Values first = Load(in);
-  Values second = Load(in + half);
-  if (!is_value) {
-    const Values cos = Load(static_cast<const T*>(spans.cos) + position * spans.head_dim + column);
-    const Values sin = Load(static_cast<const T*>(spans.sin) + position * spans.head_dim + column);
-    for (int i = 0; i < kPack; ++i) {
-      const float s = spans.inverse ? -sin.lane[i] : sin.lane[i];
-      const float x = first.lane[i];
-      const float y = second.lane[i];
-      first.lane[i] = x * cos.lane[i] - y * s;
-      second.lane[i] = y * cos.lane[i] + x * s;
-    }
+  const int64_t head = index / packs % spans.heads;
+  const int64_t token = index / (packs * spans.heads);
+  const int64_t angles = token % spans.length * spans.head_dim + column;
+  T* values =
+      static_cast<T*>(spans.rows) + token * spans.row_stride + head * spans.head_dim + column;
+  Values first = Load(values);
+  Values second = Load(values + half);
+  const Values cos = Load(static_cast<const T*>(spans.cos) + angles);
+  const Values sin = Load(static_cast<const T*>(spans.sin) + angles);
+  for (int i = 0; i < kPack; ++i) {
+    const float s = spans.inverse ? -sin.lane[i] : sin.lane[i];
+    const float x = first.lane[i];
+    const float y = second.lane[i];
+    first.lane[i] = x * cos.lane[i] - y * s;
+    second.lane[i] = y * cos.lane[i] + x * s;
   }
-  Store(out, first);
-  Store(out + half, second);
+  Store(values, first);
+  Store(values + half, second);
 }
 
 template <typename T>
@@ -150,8 +139,9 @@ __global__ void __launch_bounds__(kThreads) GatedKernel(GatedSpans spans, int64_
   const int64_t packs = spans.width / kPack;
   const int64_t row = index / packs;
   const int64_t column = index % packs * kPack;
-  const T* source = static_cast<const T*>(spans.gate_up) + row * 2 * spans.width + column;
-  const Values hidden = Gated<T>(Load(source), Load(source + spans.width));
+  const int64_t at = row * spans.stride + column;
+  const Values hidden = Gated<T>(Load(static_cast<const T*>(spans.gate) + at),
+                                 Load(static_cast<const T*>(spans.up) + at));
   Store(static_cast<T*>(spans.hidden) + row * spans.width + column, hidden);
 }
 
@@ -162,15 +152,13 @@ __global__ void __launch_bounds__(kThreads) GatedBackwardKernel(GatedSpans spans
   const int64_t packs = spans.width / kPack;
   const int64_t row = index / packs;
   const int64_t column = index % packs * kPack;
-  const int64_t at = row * 2 * spans.width + column;
-  const T* source = static_cast<const T*>(spans.gate_up) + at;
-  T* target = static_cast<T*>(spans.gate_up_gradient) + at;
-  const Values gate = Load(source);
-  const Values up = Load(source + spans.width);
+  const int64_t at = row * spans.stride + column;
+  const Values gate = Load(static_cast<const T*>(spans.gate) + at);
+  const Values up = Load(static_cast<const T*>(spans.up) + at);
   const Values gradient =
       Load(static_cast<const T*>(spans.hidden_gradient) + row * spans.width + column);
-  Store(target, GateGradient(gate, up, gradient));
-  Store(target + spans.width, UpGradient(gate, gradient));
+  Store(static_cast<T*>(spans.gate_gradient) + at, GateGradient(gate, up, gradient));
+  Store(static_cast<T*>(spans.up_gradient) + at, UpGradient(gate, gradient));
 }
 
 }  // namespace
@@ -210,9 +198,10 @@ int LaunchRmsNormBackward(const RmsNormBackwardSpans& spans, void* stream) {
 }
 
 int LaunchRotary(const RotarySpans& spans, void* stream) {
-  if (spans.head_dim % (2 * kPack) != 0) return cudaErrorInvalidValue;
-  const int64_t threads = spans.batch * spans.length * (spans.heads + 2 * spans.key_heads) *
-                          (spans.head_dim / 2 / kPack);
+  if (spans.head_dim % (2 * kPack) != 0 || spans.row_stride % kPack != 0) {
+    return cudaErrorInvalidValue;
+  }
+  const int64_t threads = spans.batch * spans.length * spans.heads * (spans.head_dim / 2 / kPack);
   return WithType(spans.dtype, [&](auto type) {
     RotaryKernel<decltype(type)>
         <<<BlocksFor(threads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(spans, threads);
@@ -220,7 +209,7 @@ int LaunchRotary(const RotarySpans& spans, void* stream) {
 }
 
 int LaunchGated(const GatedSpans& spans, void* stream) {
-  if (spans.width % kPack != 0) return cudaErrorInvalidValue;
+  if (spans.width % kPack != 0 || spans.stride % kPack != 0) return cudaErrorInvalidValue;
   const int64_t threads = spans.rows * (spans.width / kPack);
   return WithType(spans.dtype, [&](auto type) {
     GatedKernel<decltype(type)>
@@ -229,7 +218,7 @@ int LaunchGated(const GatedSpans& spans, void* stream) {
 }
 
 int LaunchGatedBackward(const GatedSpans& spans, void* stream) {
-  if (spans.width % kPack != 0) return cudaErrorInvalidValue;
+  if (spans.width % kPack != 0 || spans.stride % kPack != 0) return cudaErrorInvalidValue;
   const int64_t threads = spans.rows * (spans.width / kPack);
   return WithType(spans.dtype, [&](auto type) {
     GatedBackwardKernel<decltype(type)>

@@ -1,15 +1,15 @@
 // What the kernels between a decoder block's matrix products read and write: raw spans on a CUDA
 // device, rows contiguous unless strides are given. C++17, no torch.
 //
-// They follow models/rms_norm.h, models/rotary.h and models/llama_block.h with fewer roundings:
-// float32 inside, one rounding of each output, but the two of RmsNorm. Widths are multiples of
-// kHiddenPack, pointers and strides of 16 bytes.
+// They follow models/rms_norm.h, models/rotary.h and models/llama_block.h with fewer
+// roundings: float32 inside, one rounding of each output, but the two of RmsNorm. Widths are
+// multiples of kHiddenPack, pointers and strides of 16 bytes.
 #ifndef PTQ_ALGORITHMS_CUDA_BLOCK_SPANS_H_
 #define PTQ_ALGORITHMS_CUDA_BLOCK_SPANS_H_
 
 #include <cstdint>
 
-#include "algorithms/auto_round/tuning_state.h"
+#include "algorithms/cuda/hidden_dtype.h"
 
 namespace ptq {
 
@@ -53,39 +53,30 @@ struct RmsNormBackwardSpans {
   HiddenDtype dtype = HiddenDtype::kBFloat16;
 };
 
-// Heads of one kind, head_dim values each: element strides.
-struct HeadSpans {
-  const void* data = nullptr;
-  int64_t batch_stride = 0;
-  int64_t token_stride = 0;
-  int64_t head_stride = 0;
-};
-
-// Rotates query and key heads by their positions and puts all heads of a token in a row:
-// output [batch, length, (heads + 2 key_heads) · head_dim]. Inputs may lie in `output` at those
-// very places; then the values are left alone.
+// Rotates the heads of each token by its position, in place: the first `heads` heads of rows that
+// may hold more.
 struct RotarySpans {
-  HeadSpans query;  // [batch, length, heads, head_dim]
-  HeadSpans key;    // [batch, length, key_heads, head_dim]
-  HeadSpans value;
+  void* rows = nullptr;       // [batch · length, heads · head_dim]
+  int64_t row_stride = 0;     // elements
   const void* cos = nullptr;  // [length, head_dim], both halves alike
   const void* sin = nullptr;
-  void* output = nullptr;
   int64_t batch = 0;
   int64_t length = 0;
   int64_t heads = 0;
-  int64_t key_heads = 0;
   int64_t head_dim = 0;  // a multiple of 16
   bool inverse = false;  // back: what gradients need
   HiddenDtype dtype = HiddenDtype::kBFloat16;
 };
 
-// Forward: hidden = silu(gate) · up. Backward: gate_up's gradient from hidden's.
+// Forward: hidden = silu(gate) · up. Backward: the gradients of both from hidden's.
 struct GatedSpans {
-  const void* gate_up = nullptr;          // [rows, 2 width]: gate, then up
-  void* hidden = nullptr;                 // [rows, width]: forward's output
+  const void* gate = nullptr;  // [rows, width]
+  const void* up = nullptr;    // the same
+  int64_t stride = 0;          // elements from row to row, of gate, up and their gradients
+  void* hidden = nullptr;      // [rows, width]: forward's output
   const void* hidden_gradient = nullptr;  // [rows, width]
-  void* gate_up_gradient = nullptr;       // [rows, 2 width]; may be `gate_up`
+  void* gate_gradient = nullptr;          // may be `gate`
+  void* up_gradient = nullptr;            // may be `up`
   int64_t rows = 0;
   int64_t width = 0;
   HiddenDtype dtype = HiddenDtype::kBFloat16;

@@ -12,6 +12,7 @@
 #include "algorithms/cuda/attention_spans.h"
 #include "algorithms/cuda/block_spans.h"
 #include "algorithms/cuda/fp8_spans.h"
+#include "algorithms/cuda/observer_spans.h"
 #include "algorithms/gptq/gptq_tile_state.h"
 #include "algorithms/rtn/scale_search_state.h"
 
@@ -40,6 +41,10 @@ struct CudaApi {
   int (*rotary)(const RotarySpans& spans, void* stream);
   int (*gated)(const GatedSpans& spans, void* stream);
   int (*gated_backward)(const GatedSpans& spans, void* stream);
+  // Of observers: observer_spans.h.
+  int (*row_errors)(const RowErrorSpans& spans, void* stream);
+  int (*column_squares)(const ColumnSquareSpans& spans, void* stream);
+  int (*sampled_gradient)(const SampledGradientSpans& spans, void* stream);
   // The search of algorithms/rtn/scale_search.h, with the host's bits.
   int (*search_scales)(const ScaleSearchState& state, void* stream);
   int (*solve_gptq_tile)(const GptqTileState& state, void* stream);  // gptq_tile_state.h
@@ -61,9 +66,12 @@ struct CudaApi {
   int (*compute_capability)();  // 10 · major + minor
 
   // A CUDA graph: what runs between begin and end on the current stream (not the default one) is
-  // recorded, and runs at each replay.
+  // recorded, and runs at each replay. Graphs take their memory from `memory`, which outlives them:
+  // what was free in one may be used by the next, so that they don't replay at the same time.
+  void* (*graph_memory_create)();
+  void (*graph_memory_destroy)(void* memory);
   void* (*graph_create)();
-  void (*graph_capture_begin)(void* graph);
+  void (*graph_capture_begin)(void* graph, void* memory);
   void (*graph_capture_end)(void* graph);
   void (*graph_replay)(void* graph);
   void (*graph_destroy)(void* graph);

@@ -1,5 +1,7 @@
 // libptq_cuda.so: the table of cuda_api.h. The one file that sees libtorch's CUDA headers.
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
+#include <ATen/cuda/MemPool.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -45,11 +47,73 @@ int ComputeCapability() {
   return 10 * properties.major + properties.minor;
 }
 
-void* GraphCreate() { return new CUDAGraph; }
-void GraphCaptureBegin(void* graph) { static_cast<CUDAGraph*>(graph)->capture_begin(); }
-void GraphCaptureEnd(void* graph) { static_cast<CUDAGraph*>(graph)->capture_end(); }
-void GraphReplay(void* graph) { static_cast<CUDAGraph*>(graph)->replay(); }
-void GraphDestroy(void* graph) { delete static_cast<CUDAGraph*>(graph); }
+// A pool of libtorch's allocators on both sides. Graphs hold it too, but only for as long as they
+// live.
+class GraphMemory {
+ public:
+  GraphMemory() {
+    at::HostAllocator* host = at::getHostAllocator(at::kCUDA);
+    host->begin_allocate_to_pool(id(), [](c10::Stream) { return false; });
+    host->end_allocate_to_pool(id());
+  }
+  ~GraphMemory() { at::getHostAllocator(at::kCUDA)->release_pool(id()); }
+  GraphMemory(const GraphMemory&) = delete;
+  GraphMemory& operator=(const GraphMemory&) = delete;
+  c10::MempoolId_t id() { return pool_.id(); }
+
+ private:
+  at::cuda::MemPool pool_;
+};
+
+void* GraphMemoryCreate() { return new GraphMemory; }
+void GraphMemoryDestroy(void* memory) { delete static_cast<GraphMemory*>(memory); }
+struct Graph {
+  CUDAGraph graph;
+  c10::MempoolId_t pool;
+};
+
+void* GraphCreate() { return new Graph; }
+void GraphCaptureBegin(void* handle, void* memory) {
+  auto* self = static_cast<Graph*>(handle);
+  self->pool = static_cast<GraphMemory*>(memory)->id();
+  self->graph.capture_begin(self->pool);
+}
+// Of a capture that failed libtorch forgets the graph, but its allocators go on recording to the
+// pool, which no other graph could use then.
+void StopRecording(Graph& self) {
+  const auto quietly = [](const auto& call) {
+    try {
+      call();
+    } catch (const c10::Error&) {  // it had stopped before it failed
+    }
+  };
+  namespace allocator = c10::cuda::CUDACachingAllocator;
+  const c10::DeviceIndex device = c10::cuda::current_device();
+  at::HostAllocator* host = at::getHostAllocator(at::kCUDA);
+  quietly([&] { allocator::endAllocateToPool(device, self.pool); });
+  quietly([&] { host->end_allocate_to_pool(self.pool); });
+  quietly([&] { allocator::releasePool(device, self.pool); });
+  quietly([&] { host->release_pool(self.pool); });
+}
+bool HasEnded(Graph& self) {
+  try {
+    self.graph.pool();
+    return true;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+void GraphCaptureEnd(void* handle) {
+  auto& self = *static_cast<Graph*>(handle);
+  try {
+    self.graph.capture_end();
+  } catch (...) {
+    if (!HasEnded(self)) StopRecording(self);
+    throw;
+  }
+}
+void GraphReplay(void* handle) { static_cast<Graph*>(handle)->graph.replay(); }
+void GraphDestroy(void* handle) { delete static_cast<Graph*>(handle); }
 
 constexpr CudaApi kApi = {
     .version = CudaApi::kVersion,
@@ -66,6 +130,9 @@ constexpr CudaApi kApi = {
     .rotary = LaunchRotary,
     .gated = LaunchGated,
     .gated_backward = LaunchGatedBackward,
+    .row_errors = LaunchRowErrors,
+    .column_squares = LaunchColumnSquares,
+    .sampled_gradient = LaunchSampledGradient,
     .search_scales = LaunchSearchScales,
     .solve_gptq_tile = LaunchSolveGptqTile,
     .fp8_tiles = LaunchFp8Tiles,
@@ -80,6 +147,8 @@ constexpr CudaApi kApi = {
     .device_name = DeviceName,
     .device_memory_bytes = DeviceMemoryBytes,
     .compute_capability = ComputeCapability,
+    .graph_memory_create = GraphMemoryCreate,
+    .graph_memory_destroy = GraphMemoryDestroy,
     .graph_create = GraphCreate,
     .graph_capture_begin = GraphCaptureBegin,
     .graph_capture_end = GraphCaptureEnd,

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "algorithms/auto_round/tuning_state.h"
 #include "algorithms/auto_round/weight_layout.h"
+#include "algorithms/cuda/hidden_dtype.h"
 
 namespace ptq {
 

@@ -9,6 +9,7 @@
 #include "algorithms/auto_round/tuning_state.h"
 #include "algorithms/cuda/block_spans.h"
 #include "algorithms/cuda/fp8_spans.h"
+#include "algorithms/cuda/observer_spans.h"
 #include "algorithms/gptq/gptq_tile_state.h"
 #include "algorithms/rtn/scale_search_state.h"
 
@@ -26,6 +27,9 @@ int LaunchRmsNormBackward(const RmsNormBackwardSpans& spans, void* stream);
 int LaunchRotary(const RotarySpans& spans, void* stream);
 int LaunchGated(const GatedSpans& spans, void* stream);
 int LaunchGatedBackward(const GatedSpans& spans, void* stream);
+int LaunchRowErrors(const RowErrorSpans& spans, void* stream);
+int LaunchColumnSquares(const ColumnSquareSpans& spans, void* stream);
+int LaunchSampledGradient(const SampledGradientSpans& spans, void* stream);
 int LaunchFp8Tiles(const Fp8TileSpans& spans, void* stream);
 int LaunchFakeQuantizePositions(const LearnedScaleState& state, void* stream);
 int LaunchStepPositions(const LearnedScaleState& state, const StepRates& rates, void* stream);

@@ -8,8 +8,8 @@
 
 #include <cstdint>
 
-#include "algorithms/auto_round/tuning_state.h"
 #include "algorithms/cuda/block_spans.h"
+#include "algorithms/cuda/hidden_dtype.h"
 
 namespace ptq {
 

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <utility>
 
-#include "algorithms/auto_round/device_kernels.h"
+#include "algorithms/cuda/device_kernels.h"
 #include "algorithms/gptq/gptq_tile_state.h"
 #include "common/status_macros.h"
 

@@ -13,8 +13,8 @@
 #include <limits>
 #include <vector>
 
-#include "algorithms/auto_round/device_kernels.h"
 #include "algorithms/auto_round/weight_tensor.h"
+#include "algorithms/cuda/device_kernels.h"
 #include "algorithms/rtn/scale_search_kernel.h"
 #include "algorithms/rtn/scale_search_math.h"
 #include "algorithms/rtn/scale_search_state.h"

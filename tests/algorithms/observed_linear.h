@@ -20,12 +20,13 @@ class LinearsOnlyBlock final : public DecoderBlock {
   const std::string& name() const override { return name_; }
   const std::vector<Linear>& linears() const override { return linears_; }
   std::vector<Linear>& mutable_linears() override { return linears_; }
-  at::Tensor Forward(const at::Tensor& hidden, const RotaryTable&,
-                     const LinearFunction& apply) const override {
+
+ private:
+  at::Tensor ForwardByTensors(const at::Tensor& hidden, const RotaryTable&,
+                              const LinearFunction& apply) const override {
     return apply(0, hidden);
   }
 
- private:
   std::string name_ = "model.layers.0";
   std::vector<Linear> linears_;
 };

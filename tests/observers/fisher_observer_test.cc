@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "observers/sampled_labels.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/tiny_llama.h"
 
@@ -38,8 +39,8 @@ class FisherObserverTest : public ::testing::Test {
     order_.clear();
     BlockLoader loader(*model_, {});
     FisherObserver observer(loader, options);
-    const absl::Status status =
-        observer.Observe(ids_, cancel_, {}, [&](int64_t block, const at::Tensor& fisher) {
+    const absl::Status status = observer.Observe(
+        model_->Embed(ids_).value(), cancel_, {}, [&](int64_t block, const at::Tensor& fisher) {
           order_.push_back(block);
           result[static_cast<size_t>(block)] = fisher.clone();
           return absl::OkStatus();
@@ -106,7 +107,7 @@ TEST_F(FisherObserverTest, GoesFromTheLastBlockToTheFirstAndRepeatsItself) {
 TEST_F(FisherObserverTest, StopsWhenAskedAndAtTheConsumersError) {
   BlockLoader loader(*model_, {});
   FisherObserver observer(loader, Options());
-  EXPECT_THAT(observer.Observe(ids_, cancel_, {},
+  EXPECT_THAT(observer.Observe(model_->Embed(ids_).value(), cancel_, {},
                                [](int64_t, const at::Tensor&) {
                                  return absl::ResourceExhaustedError("disk is full");
                                }),

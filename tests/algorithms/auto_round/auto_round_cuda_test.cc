@@ -206,7 +206,8 @@ TEST_F(CudaTest, FisherPassIsTheHosts) {
         {.micro_batch = 4, .device_bytes = kept_bytes, .scratch_folder = ::testing::TempDir()});
     std::vector<at::Tensor>& result = results.emplace_back();
     const CancellationToken never;
-    ASSERT_THAT(observer.Observe(ids, never, {},
+    PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor embedding, model->Embed(ids));
+    ASSERT_THAT(observer.Observe(embedding, never, {},
                                  [&](int64_t, const at::Tensor& fisher) {
                                    result.push_back(fisher.cpu().clone());
                                    return absl::OkStatus();

@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 
-#include "algorithms/auto_round/device_kernels.h"
 #include "algorithms/auto_round/fp8.h"
+#include "algorithms/cuda/device_kernels.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ptq {

@@ -36,14 +36,14 @@ class TinyBlock final : public DecoderBlock {
   const std::string& name() const override { return name_; }
   const std::vector<Linear>& linears() const override { return linears_; }
   std::vector<Linear>& mutable_linears() override { return linears_; }
-  using DecoderBlock::Forward;
-  at::Tensor Forward(const at::Tensor& hidden, const RotaryTable&,
-                     const LinearFunction& apply) const override {
+
+ private:
+  at::Tensor ForwardByTensors(const at::Tensor& hidden, const RotaryTable&,
+                              const LinearFunction& apply) const override {
     const at::Tensor gate = at::silu(apply(kGate, hidden));
     return hidden + apply(kDown, gate * apply(kUp, hidden));
   }
 
- private:
   std::string name_;
   std::vector<Linear> linears_;
 };
