@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <map>
 #include <optional>
 #include <utility>
@@ -58,10 +57,6 @@ class Stopwatch {
 constexpr int64_t kFisherHostTokens = 512;
 // Of the outputs of all blocks that the Fisher pass keeps in memory there; the rest goes to a file.
 constexpr int64_t kFisherHostBytes = int64_t{1} << 30;
-
-// Errors on held-out windows above those on calibration windows by more than this mean that the
-// tuning learned the calibration text.
-constexpr double kOverfitRatio = 1.1;
 
 // The learned-scale recipe, in any of its lengths.
 bool LearnsScales(const JobSpec& spec) {
@@ -189,7 +184,8 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
     evaluate_seconds_ = phase.Lap();
   }
 
-  const Json calibration = SummarizeCalibration();
+  const Json calibration =
+      SummarizeCalibration(plan_.spec, folder_.finished_blocks(), &warnings_);
   ReportInputs inputs{.plan = plan_,
                       .inputs = identity_.inputs,
                       .environment = identity_.environment,
@@ -332,39 +328,6 @@ absl::Status Pipeline::ReadFisher(int64_t index, ObservedBlock& observed) {
   observed.fisher = *std::move(fisher);
   observed.fisher_tokens = fisher_tokens_;
   return absl::OkStatus();
-}
-
-Json Pipeline::SummarizeCalibration() {
-  const JobSpec& spec = plan_.spec;
-  if (spec.calibration.empty()) return nullptr;
-  const int64_t tokens = spec.samples * spec.sequence_length;
-  Json summary = {{"samples", spec.samples}, {"tokens", tokens}};
-  summary["error_tokens"] = ErrorSamples(spec.samples, spec.sequence_length) * spec.sequence_length;
-  // The error behind a block is the one in front of the next.
-  Json errors = Json::array();
-  double log_ratio = 0;
-  for (size_t block = 1; block < folder_.finished_blocks().size(); ++block) {
-    const Json& error = folder_.finished_blocks()[block]["input_error"];
-    if (!error.is_object()) continue;
-    const double calibration = error["calibration"].get<double>();
-    const double held_out = error["held_out"].get<double>();
-    if (!(calibration > 0) || !(held_out > 0)) continue;
-    log_ratio += std::log(held_out / calibration);
-    summary["held_out_samples"] = error.value("held_out_samples", int64_t{0});
-    errors.push_back({{"block", block - 1}, {"calibration", calibration}, {"held_out", held_out}});
-  }
-  if (errors.empty()) return summary;
-  log_ratio /= static_cast<double>(errors.size());
-  summary["errors"] = errors;
-  const double ratio = std::exp(log_ratio);
-  summary["held_out_ratio"] = ratio;
-  if (ratio > kOverfitRatio) {
-    warnings_.push_back(absl::StrFormat(
-        "On text that was held out, errors behind the blocks are %.0f %% higher than on the %d "
-        "tokens that tuning saw: more calibration text (--samples) would lower the loss.",
-        100 * (ratio - 1), tokens));
-  }
-  return summary;
 }
 
 absl::Status Pipeline::QuantizeBlocks() {

@@ -72,8 +72,6 @@ class Pipeline {
                                                            const std::vector<at::Tensor>& weights);
   // Gives `observed` its metric; one that is damaged is computed again.
   absl::Status ReadFisher(int64_t index, ObservedBlock& observed);
-  // What the report says of the calibration data, with a warning where more would help.
-  Json SummarizeCalibration();
   absl::StatusOr<Json> EvaluateResult();
   absl::StatusOr<std::vector<FileDigest>> DigestOutputs();
   std::vector<std::optional<QuantizationScheme>> SchemesOf(const DecoderBlock& block) const;

@@ -51,6 +51,12 @@ struct BlockResult {
 // An element of report.json's `blocks`, and what a block's manifest keeps of it for a resumed run.
 Json BlockResultToJson(const BlockResult& block);
 
+// What the report says of the calibration data: {samples, tokens, error_tokens, ...}, null without
+// any. `blocks` are all of them, as BlockResultToJson gives them. Adds a warning where more data
+// would help.
+Json SummarizeCalibration(const JobSpec& spec, const std::vector<Json>& blocks,
+                          std::vector<std::string>* warnings);
+
 struct SizeFigures {
   int64_t before_bytes = 0;  // all tensors of the checkpoint
   int64_t after_bytes = 0;   // the same with quantized weights at their logical size
@@ -68,7 +74,7 @@ struct ReportInputs {
   Json inputs;       // DigestInputs
   Json environment;  // JobIdentity::environment
   std::vector<Json> blocks;
-  Json calibration;  // {samples, tokens, error_tokens, ...} or null
+  Json calibration;  // SummarizeCalibration
   Json evaluation;   // or null
   std::vector<FileDigest> outputs;
   std::vector<std::string> warnings;  // beside the plan's and those of fallbacks
