@@ -128,6 +128,7 @@ Json BlockResultToJson(const BlockResult& block) {
   json["search_seconds"] = block.search_seconds;
   json["step_seconds"] = block.step_seconds ? Json(*block.step_seconds) : Json(nullptr);
   json["export_seconds"] = block.export_seconds;
+  json["write_seconds"] = block.write_seconds;
   json["fisher_tokens"] = block.fisher_tokens;
   json["input_error"] = nullptr;
   if (block.input_error) {
