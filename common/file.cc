@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -18,10 +19,47 @@ namespace ptq {
 namespace {
 
 constexpr size_t kCopyBytes = 1 << 20;
+// Written bytes are sent to the disk in steps of so many.
+constexpr int64_t kFlushBytes = 8 << 20;
 
 std::string TemporaryName(const std::string& path) {
   static std::atomic<int> counter{0};
   return path + ".tmp." + std::to_string(::getpid()) + "." + std::to_string(counter++);
+}
+
+absl::Status ReadFully(int fd, const std::string& name, int64_t offset, void* out, size_t size) {
+  char* cursor = static_cast<char*>(out);
+  while (size > 0) {
+    const ssize_t count = ::pread(fd, cursor, std::min<size_t>(size, 1 << 30), offset);
+    if (count < 0) {
+      if (errno == EINTR) continue;
+      return ErrnoStatus(errno, name);
+    }
+    if (count == 0) {
+      return absl::DataLossError(name + ": the file ends at byte " + std::to_string(offset) + ", " +
+                                 std::to_string(size) + " bytes short");
+    }
+    cursor += count;
+    offset += count;
+    size -= static_cast<size_t>(count);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WriteFully(int fd, const std::string& name, int64_t offset, const void* data,
+                        size_t size) {
+  const char* cursor = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t count = ::pwrite(fd, cursor, std::min<size_t>(size, 1 << 30), offset);
+    if (count < 0) {
+      if (errno == EINTR) continue;
+      return ErrnoStatus(errno, name);
+    }
+    cursor += count;
+    offset += count;
+    size -= static_cast<size_t>(count);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -83,26 +121,38 @@ ReadableFile& ReadableFile::operator=(ReadableFile&& other) noexcept {
 }
 
 absl::Status ReadableFile::ReadAt(int64_t offset, void* out, size_t size) const {
-  char* cursor = static_cast<char*>(out);
-  while (size > 0) {
-    const ssize_t count = ::pread(fd_, cursor, std::min<size_t>(size, 1 << 30), offset);
-    if (count < 0) {
-      if (errno == EINTR) continue;
-      return ErrnoStatus(errno, path_);
-    }
-    if (count == 0) {
-      return absl::DataLossError(path_ + ": the file ends at byte " + std::to_string(offset) +
-                                 ", " + std::to_string(size) + " bytes short");
-    }
-    cursor += count;
-    offset += count;
-    size -= static_cast<size_t>(count);
-  }
-  return absl::OkStatus();
+  return ReadFully(fd_, path_, offset, out, size);
 }
 
 void ReadableFile::Prefetch(int64_t offset, int64_t size) const {
   ::posix_fadvise(fd_, offset, size, POSIX_FADV_WILLNEED);
+}
+
+absl::StatusOr<FileStamp> StampOf(const std::string& path) {
+  struct stat info;
+  if (::stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, path);
+  return FileStamp{info.st_dev, info.st_ino, static_cast<int64_t>(info.st_size),
+                   info.st_mtim.tv_sec * int64_t{1'000'000'000} + info.st_mtim.tv_nsec};
+}
+
+absl::StatusOr<ScratchFile> ScratchFile::Create(const std::string& folder) {
+  std::string path = JoinPath(folder, "scratch-XXXXXX");
+  const int fd = ::mkostemp(path.data(), O_CLOEXEC);
+  if (fd < 0) return ErrnoStatus(errno, folder);
+  ::unlink(path.c_str());
+  return ScratchFile(fd);
+}
+
+ScratchFile::~ScratchFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+absl::Status ScratchFile::WriteAt(int64_t offset, const void* data, size_t size) const {
+  return WriteFully(fd_, "a scratch file", offset, data, size);
+}
+
+absl::Status ScratchFile::ReadAt(int64_t offset, void* out, size_t size) const {
+  return ReadFully(fd_, "a scratch file", offset, out, size);
 }
 
 absl::StatusOr<AtomicFileWriter> AtomicFileWriter::Create(const std::string& path) {
@@ -115,7 +165,10 @@ absl::StatusOr<AtomicFileWriter> AtomicFileWriter::Create(const std::string& pat
 AtomicFileWriter::AtomicFileWriter(AtomicFileWriter&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)),
       path_(std::move(other.path_)),
-      temporary_path_(std::exchange(other.temporary_path_, "")) {}
+      temporary_path_(std::exchange(other.temporary_path_, "")),
+      size_(other.size_),
+      flushed_(other.flushed_),
+      synced_(other.synced_) {}
 
 AtomicFileWriter::~AtomicFileWriter() {
   if (fd_ >= 0) ::close(fd_);
@@ -124,20 +177,25 @@ AtomicFileWriter::~AtomicFileWriter() {
 
 absl::Status AtomicFileWriter::Append(const void* data, size_t size) {
   const char* cursor = static_cast<const char*>(data);
+  synced_ = false;
   while (size > 0) {
-    const ssize_t count = ::write(fd_, cursor, std::min<size_t>(size, 1 << 30));
-    if (count < 0) {
-      if (errno == EINTR) continue;
-      return ErrnoStatus(errno, path_);
-    }
+    const size_t count = std::min(size, static_cast<size_t>(flushed_ + kFlushBytes - size_));
+    PTQ_RETURN_IF_ERROR(WriteFully(fd_, path_, size_, cursor, count));
     cursor += count;
-    size -= static_cast<size_t>(count);
+    size -= count;
+    size_ += static_cast<int64_t>(count);
+    if (size_ - flushed_ < kFlushBytes) continue;
+    // A hint: what goes wrong with it is said by fsync.
+    ::sync_file_range(fd_, flushed_, size_ - flushed_, SYNC_FILE_RANGE_WRITE);
+    flushed_ = size_;
   }
   return absl::OkStatus();
 }
 
 absl::Status AtomicFileWriter::Sync() {
+  if (synced_) return absl::OkStatus();
   if (::fsync(fd_) != 0) return ErrnoStatus(errno, path_);
+  synced_ = true;
   return absl::OkStatus();
 }
 

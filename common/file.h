@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -40,8 +41,36 @@ class ReadableFile {
   std::string path_;
 };
 
+// What tells whether a file is still the one that was looked at before.
+struct FileStamp {
+  uint64_t device = 0;
+  uint64_t inode = 0;
+  int64_t size = 0;
+  int64_t modified_ns = 0;
+  bool operator==(const FileStamp&) const = default;
+};
+absl::StatusOr<FileStamp> StampOf(const std::string& path);
+
+// A file without a name in `folder`, for data that need not outlive the process. Movable.
+class ScratchFile {
+ public:
+  static absl::StatusOr<ScratchFile> Create(const std::string& folder);
+  ~ScratchFile();
+  ScratchFile(ScratchFile&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  ScratchFile& operator=(ScratchFile&&) = delete;
+
+  // kResourceExhausted on a full disk; kDataLoss for what was never written.
+  absl::Status WriteAt(int64_t offset, const void* data, size_t size) const;
+  absl::Status ReadAt(int64_t offset, void* out, size_t size) const;
+
+ private:
+  explicit ScratchFile(int fd) : fd_(fd) {}
+  int fd_ = -1;
+};
+
 // Writes `path` so that it is complete and durable, or absent: temporary name beside it, write,
-// fsync, rename, fsync of the folder. The temporary file is removed unless Commit succeeded.
+// fsync, rename, fsync of the folder. What is appended begins to go to the disk at once, so that
+// little is left for the fsync. The temporary file is removed unless Commit succeeded.
 // kResourceExhausted on a full disk or quota, with the path.
 class AtomicFileWriter {
  public:
@@ -64,6 +93,9 @@ class AtomicFileWriter {
   int fd_ = -1;
   std::string path_;
   std::string temporary_path_;
+  int64_t size_ = 0;
+  int64_t flushed_ = 0;  // bytes whose way to the disk has begun
+  bool synced_ = false;
 };
 
 // Whole files. ReadFile refuses (kResourceExhausted) what exceeds `max_bytes`.

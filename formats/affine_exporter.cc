@@ -1,5 +1,6 @@
 // The affine format: torchao's safetensors layout, which transformers loads. The shards of the
 // blocks are the job's records.
+#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -68,9 +69,14 @@ class AffineExporter final : public CheckpointExporter {
     return ReadRecords(folder_.ShardPath(block + 1), folder_.layouts(block));
   }
 
-  absl::Status Finalize(const CheckpointReader& reader) override {
+  absl::StatusOr<std::array<std::string, 2>> WriteOuterShards(
+      const CheckpointReader& reader, const CancellationToken& cancel) override {
+    return folder_.WriteOuterShards(reader, cancel);
+  }
+
+  absl::Status Finalize() override {
     const ExportPlan& plan = folder_.plan();
-    return folder_.Finalize(reader, TorchaoQuantizationConfig(plan.default_scheme, plan.skipped));
+    return folder_.Finalize(TorchaoQuantizationConfig(plan.default_scheme, plan.skipped));
   }
 
  private:

@@ -7,7 +7,7 @@
 #ifndef PTQ_FORMATS_CHECKPOINT_EXPORTER_H_
 #define PTQ_FORMATS_CHECKPOINT_EXPORTER_H_
 
-#include <map>
+#include <array>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "algorithms/affine/affine_quantized_tensor.h"
+#include "common/cancellation.h"
 #include "formats/checkpoint_reader.h"
 #include "formats/headers/inspect.h"
 
@@ -44,7 +45,8 @@ struct QuantizedModule {
   AffineQuantizedTensor weight;
 };
 
-// Not thread-safe: one job, one instance. Implementations: AffineExporter, DequantizedExporter.
+// One job, one instance. Different blocks, and the outer shards, may be written at the same time.
+// Implementations: AffineExporter, DequantizedExporter.
 class CheckpointExporter {
  public:
   virtual ~CheckpointExporter() = default;
@@ -63,9 +65,13 @@ class CheckpointExporter {
   // The inverse of WriteBlock for a resumed job: the block's records, bit-equal to what was written
   // (for `dequantized`, from the record kept beside it). kDataLoss if the file is damaged.
   virtual absl::StatusOr<std::vector<QuantizedModule>> ReadBlock(int64_t block) const = 0;
-  // Writes the two outer shards, copies tokenizer and generation files unchanged, writes the index
-  // and config.json last, and checks the folder: index, files and tensors closed.
-  virtual absl::Status Finalize(const CheckpointReader& reader) = 0;
+  // Writes the first and the last shard, copied untouched, checked as WriteBlock does, a piece in
+  // memory at a time. Returns the SHA-256 of both.
+  virtual absl::StatusOr<std::array<std::string, 2>> WriteOuterShards(
+      const CheckpointReader& reader, const CancellationToken& cancel) = 0;
+  // All shards are written: copies tokenizer and generation files unchanged, writes the index and
+  // config.json last, and checks the folder: index, files and tensors closed.
+  virtual absl::Status Finalize() = 0;
 };
 
 // `folder` exists. Format "affine" or "dequantized".

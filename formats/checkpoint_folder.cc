@@ -121,28 +121,42 @@ absl::StatusOr<std::vector<QuantizedModule>> CheckpointFolder::ValidModules(
 
 absl::StatusOr<std::string> CheckpointFolder::WriteShard(
     int64_t index, std::vector<LazyTensor> quantized, const CheckpointReader& reader,
-    const std::function<absl::Status(RecordCheck&)>& check_quantized) const {
+    const std::function<absl::Status(RecordCheck&)>& check_quantized,
+    const CancellationToken* cancel) const {
   const Shard& shard = shards_[static_cast<size_t>(index)];
   std::vector<LazyTensor> tensors = std::move(quantized);
+  const auto source_of = [&reader, cancel](const std::string& name) -> ByteSource {
+    return [&reader, cancel, name](int64_t offset, int64_t size, void* out) -> absl::Status {
+      if (cancel != nullptr) PTQ_RETURN_IF_ERROR(cancel->Check());
+      return reader.ReadBytes(name, offset, size, out);
+    };
+  };
   for (const std::string& name : shard.plain) {
-    const CheckpointTensor* source = plan_.source.index.Find(name);
+    PTQ_ASSIGN_OR_RETURN(StoredTensor stored, reader.Describe(name));
     LazyTensor& tensor = tensors.emplace_back();
     tensor.name = name;
-    tensor.shape = source->info.shape;
-    PTQ_ASSIGN_OR_RETURN(tensor.dtype, ToScalarType(source->info.dtype));
-    tensor.load = [&reader, name] { return reader.Read(name); };
+    tensor.dtype = stored.dtype;
+    tensor.shape = std::move(stored.shape);
+    tensor.read = source_of(name);
   }
   const auto check = [&](const std::string& path) -> absl::Status {
     PTQ_ASSIGN_OR_RETURN(RecordCheck file, RecordCheck::Open(path));
     if (check_quantized) PTQ_RETURN_IF_ERROR(check_quantized(file));
     for (const std::string& name : shard.plain) {
-      PTQ_ASSIGN_OR_RETURN(const at::Tensor tensor, reader.Read(name));
-      const at::Tensor bytes = tensor.cpu().contiguous();
-      PTQ_RETURN_IF_ERROR(file.CheckBytes(name, bytes.const_data_ptr(), bytes.nbytes()));
+      PTQ_ASSIGN_OR_RETURN(const StoredTensor stored, reader.Describe(name));
+      PTQ_RETURN_IF_ERROR(file.CheckBytes(name, stored.bytes(), source_of(name)));
     }
     return file.CheckNothingElse();
   };
   return WriteSafetensors(ShardPath(index), std::move(tensors), metadata_, check);
+}
+
+absl::StatusOr<std::array<std::string, 2>> CheckpointFolder::WriteOuterShards(
+    const CheckpointReader& reader, const CancellationToken& cancel) const {
+  std::array<std::string, 2> digests;
+  PTQ_ASSIGN_OR_RETURN(digests[0], WriteShard(0, {}, reader, {}, &cancel));
+  PTQ_ASSIGN_OR_RETURN(digests[1], WriteShard(shard_count() - 1, {}, reader, {}, &cancel));
+  return digests;
 }
 
 absl::Status CheckpointFolder::CopyOtherFiles() const {
@@ -202,11 +216,7 @@ absl::Status CheckpointFolder::WriteConfig(const std::optional<Json>& quantizati
   return WriteFileAtomically(to, DumpJsonPretty(*config));
 }
 
-absl::Status CheckpointFolder::Finalize(const CheckpointReader& reader,
-                                        const std::optional<Json>& quantization_config) const {
-  for (const int64_t outer : {int64_t{0}, shard_count() - 1}) {
-    PTQ_RETURN_IF_ERROR(WriteShard(outer, {}, reader, {}).status());
-  }
+absl::Status CheckpointFolder::Finalize(const std::optional<Json>& quantization_config) const {
   PTQ_RETURN_IF_ERROR(CopyOtherFiles());
   PTQ_ASSIGN_OR_RETURN(const Json index, BuildIndex());
   PTQ_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder_, kIndexName), DumpJsonPretty(index)));

@@ -3,15 +3,18 @@
 #ifndef PTQ_FORMATS_CHECKPOINT_FOLDER_H_
 #define PTQ_FORMATS_CHECKPOINT_FOLDER_H_
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/cancellation.h"
 #include "common/json.h"
 #include "formats/checkpoint_exporter.h"
 #include "formats/headers/tensor_table.h"
@@ -21,7 +24,7 @@
 
 namespace ptq {
 
-// Not thread-safe: one job, one instance.
+// One job, one instance. Const methods of different shards may run at the same time.
 class CheckpointFolder {
  public:
   // Names of the tensors that stand for a quantized module's weight.
@@ -52,12 +55,16 @@ class CheckpointFolder {
   // `check_quantized` runs on the finished temporary file beside the check of the plain ones.
   absl::StatusOr<std::string> WriteShard(
       int64_t index, std::vector<LazyTensor> quantized, const CheckpointReader& reader,
-      const std::function<absl::Status(RecordCheck&)>& check_quantized) const;
+      const std::function<absl::Status(RecordCheck&)>& check_quantized) const {
+    return WriteShard(index, std::move(quantized), reader, check_quantized, nullptr);
+  }
+  // CheckpointExporter::WriteOuterShards.
+  absl::StatusOr<std::array<std::string, 2>> WriteOuterShards(
+      const CheckpointReader& reader, const CancellationToken& cancel) const;
 
-  // The outer shards, the files around them, the index, and config.json last with
-  // `quantization_config` added (or unchanged). kDataLoss if shards and index don't close.
-  absl::Status Finalize(const CheckpointReader& reader,
-                        const std::optional<Json>& quantization_config) const;
+  // The files around the shards, the index, and config.json last with `quantization_config` added
+  // (or unchanged). kDataLoss if shards and index don't close.
+  absl::Status Finalize(const std::optional<Json>& quantization_config) const;
 
  private:
   struct Shard {
@@ -66,6 +73,11 @@ class CheckpointFolder {
   };
 
   CheckpointFolder() = default;
+  // `cancel` may be null.
+  absl::StatusOr<std::string> WriteShard(
+      int64_t index, std::vector<LazyTensor> quantized, const CheckpointReader& reader,
+      const std::function<absl::Status(RecordCheck&)>& check_quantized,
+      const CancellationToken* cancel) const;
   absl::Status CopyOtherFiles() const;
   absl::StatusOr<Json> BuildIndex() const;
   absl::Status WriteConfig(const std::optional<Json>& quantization_config) const;

@@ -170,39 +170,43 @@ void SafetensorsCheckpointReader::Prefetch(const std::string& name) const {
   if (entry != nullptr) FileOf(*entry).Prefetch(entry->file_offset, entry->info.bytes());
 }
 
-absl::StatusOr<at::Tensor> SafetensorsCheckpointReader::ReadInto(
-    const std::string& name, const TensorAllocator& allocate) const {
+absl::StatusOr<const CheckpointTensor*> SafetensorsCheckpointReader::Find(
+    const std::string& name) const {
   const CheckpointTensor* entry = index_.Find(name);
-  if (entry == nullptr) {
-    return absl::NotFoundError(
-        absl::StrCat("tensor ", name, " is not in the checkpoint ", index_.folder()));
-  }
-  const ReadableFile& file = FileOf(*entry);
+  if (entry != nullptr) return entry;
+  return absl::NotFoundError(
+      absl::StrCat("tensor ", name, " is not in the checkpoint ", index_.folder()));
+}
+
+absl::StatusOr<StoredTensor> SafetensorsCheckpointReader::Describe(const std::string& name) const {
+  PTQ_ASSIGN_OR_RETURN(const CheckpointTensor* entry, Find(name));
   const auto dtype = ToScalarType(entry->info.dtype);
   if (!dtype.ok()) return Annotate(dtype.status(), absl::StrCat("tensor ", name));
+  return StoredTensor{*dtype, entry->info.shape};
+}
 
-  return CatchTorchErrors(absl::StrCat("tensor ", name), [&]() -> absl::StatusOr<at::Tensor> {
-    at::Tensor tensor = allocate(entry->info.shape, *dtype);
-    char* data = static_cast<char*>(tensor.data_ptr());
-    const int64_t size = entry->info.bytes();
-    // Tested piece by piece while it is in the cache.
-    constexpr int64_t kPieceBytes = 1 << 20;
-    const ExponentField field = ExponentFieldOf(entry->info.dtype);
-    for (int64_t offset = 0; offset < size; offset += kPieceBytes) {
-      const int64_t count = std::min(kPieceBytes, size - offset);
-      const absl::Status status =
-          file.ReadAt(entry->file_offset + offset, data + offset, static_cast<size_t>(count));
-      if (!status.ok()) return Annotate(status, absl::StrCat("tensor ", name));
-      const int64_t bad = FirstNonFinite(data + offset, count, field);
-      if (bad >= 0) {
-        const int64_t index = offset / field.element_bytes + bad;
-        return absl::InvalidArgumentError(absl::StrCat("tensor ", name, " holds NaN or Inf at ",
-                                                       Position(index, entry->info.shape), " (",
-                                                       file.path(), ")"));
-      }
+absl::Status SafetensorsCheckpointReader::ReadBytes(const std::string& name, int64_t offset,
+                                                    int64_t size, void* out) const {
+  PTQ_ASSIGN_OR_RETURN(const CheckpointTensor* entry, Find(name));
+  const ReadableFile& file = FileOf(*entry);
+  const ExponentField field = ExponentFieldOf(entry->info.dtype);
+  char* data = static_cast<char*>(out);
+  // Tested piece by piece while it is in the cache.
+  constexpr int64_t kPieceBytes = 1 << 20;
+  for (int64_t done = 0; done < size; done += kPieceBytes) {
+    const int64_t count = std::min(kPieceBytes, size - done);
+    const absl::Status status =
+        file.ReadAt(entry->file_offset + offset + done, data + done, static_cast<size_t>(count));
+    if (!status.ok()) return Annotate(status, absl::StrCat("tensor ", name));
+    const int64_t bad = FirstNonFinite(data + done, count, field);
+    if (bad >= 0) {
+      const int64_t index = (offset + done) / field.element_bytes + bad;
+      return absl::InvalidArgumentError(absl::StrCat("tensor ", name, " holds NaN or Inf at ",
+                                                     Position(index, entry->info.shape), " (",
+                                                     file.path(), ")"));
     }
-    return tensor;
-  });
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace ptq

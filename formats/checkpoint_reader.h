@@ -4,19 +4,30 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/ScalarType.h>
 
-#include <functional>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/status_macros.h"
+#include "common/torch_status.h"
 #include "formats/headers/inspect.h"
 
 namespace ptq {
 
-// Memory for a tensor of `shape`: contiguous, of `dtype`, on the CPU.
-using TensorAllocator = std::function<at::Tensor(at::IntArrayRef shape, at::ScalarType dtype)>;
+struct StoredTensor {
+  at::ScalarType dtype = at::kFloat;
+  std::vector<int64_t> shape;
+
+  int64_t bytes() const {
+    auto bytes = static_cast<int64_t>(c10::elementSize(dtype));
+    for (const int64_t extent : shape) bytes *= extent;
+    return bytes;
+  }
+};
 
 // Thread-safe. Implemented by SafetensorsCheckpointReader; tests use tensors in memory.
 class CheckpointReader {
@@ -26,13 +37,18 @@ class CheckpointReader {
   // A fresh CPU tensor in the stored dtype. kNotFound; kDataLoss for a file that became shorter;
   // kInvalidArgument naming the tensor if a value is NaN or infinite.
   absl::StatusOr<at::Tensor> Read(const std::string& name) const {
-    return ReadInto(name, [](at::IntArrayRef shape, at::ScalarType dtype) {
-      return at::empty(shape, at::TensorOptions().dtype(dtype));
+    return CatchTorchErrors("tensor " + name, [&]() -> absl::StatusOr<at::Tensor> {
+      PTQ_ASSIGN_OR_RETURN(const StoredTensor stored, Describe(name));
+      at::Tensor tensor = at::empty(stored.shape, at::TensorOptions().dtype(stored.dtype));
+      PTQ_RETURN_IF_ERROR(ReadBytes(name, 0, stored.bytes(), tensor.data_ptr()));
+      return tensor;
     });
   }
-  // The same in memory of the caller's, which holds anything after an error.
-  virtual absl::StatusOr<at::Tensor> ReadInto(const std::string& name,
-                                              const TensorAllocator& allocate) const = 0;
+  // kNotFound; kUnimplemented for a dtype that libtorch lacks.
+  virtual absl::StatusOr<StoredTensor> Describe(const std::string& name) const = 0;
+  // Bytes [offset, offset + size) of the tensor, in whole elements; errors are Read's.
+  virtual absl::Status ReadBytes(const std::string& name, int64_t offset, int64_t size,
+                                 void* out) const = 0;
   // Asks the system to have the tensor's bytes at hand soon. A hint: may do nothing.
   virtual void Prefetch(const std::string& name) const = 0;
   virtual bool Contains(const std::string& name) const = 0;
@@ -42,14 +58,16 @@ class CheckpointReader {
 class SafetensorsCheckpointReader final : public CheckpointReader {
  public:
   static absl::StatusOr<std::unique_ptr<SafetensorsCheckpointReader>> Open(CheckpointIndex index);
-  absl::StatusOr<at::Tensor> ReadInto(const std::string& name,
-                                      const TensorAllocator& allocate) const override;
+  absl::StatusOr<StoredTensor> Describe(const std::string& name) const override;
+  absl::Status ReadBytes(const std::string& name, int64_t offset, int64_t size,
+                         void* out) const override;
   void Prefetch(const std::string& name) const override;
   bool Contains(const std::string& name) const override;
   const CheckpointIndex& index() const { return index_; }
 
  private:
   explicit SafetensorsCheckpointReader(CheckpointIndex index) : index_(std::move(index)) {}
+  absl::StatusOr<const CheckpointTensor*> Find(const std::string& name) const;
   const ReadableFile& FileOf(const CheckpointTensor& tensor) const;
   CheckpointIndex index_;
   std::vector<ReadableFile> files_;  // in the order of index_.files()

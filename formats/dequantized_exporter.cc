@@ -1,5 +1,6 @@
 // The dequantized format: a plain checkpoint in the source's dtype whose weights carry the rounding
 // of quantization. Loads everywhere; the records stay in a folder of their own, for resuming.
+#include <array>
 #include <memory>
 #include <utility>
 
@@ -59,9 +60,12 @@ class DequantizedExporter final : public CheckpointExporter {
     return ReadRecords(RecordPath(block), folder_.layouts(block));
   }
 
-  absl::Status Finalize(const CheckpointReader& reader) override {
-    return folder_.Finalize(reader, std::nullopt);
+  absl::StatusOr<std::array<std::string, 2>> WriteOuterShards(
+      const CheckpointReader& reader, const CancellationToken& cancel) override {
+    return folder_.WriteOuterShards(reader, cancel);
   }
+
+  absl::Status Finalize() override { return folder_.Finalize(std::nullopt); }
 
  private:
   std::string RecordPath(int64_t block) const {

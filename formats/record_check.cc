@@ -140,12 +140,10 @@ absl::StatusOr<TensorInfo> RecordCheck::Find(const std::string& name, DType dtyp
   return info;
 }
 
-absl::StatusOr<std::string> RecordCheck::ReadPiece(const TensorInfo& info, int64_t begin,
-                                                   int64_t size) const {
-  std::string bytes(static_cast<size_t>(size), '\0');
-  PTQ_RETURN_IF_ERROR(
-      file_.ReadAt(header_.data_offset + info.begin + begin, bytes.data(), bytes.size()));
-  return bytes;
+absl::Status RecordCheck::ReadPiece(const TensorInfo& info, int64_t begin, int64_t size,
+                                    std::string& bytes) const {
+  bytes.resize(static_cast<size_t>(size));
+  return file_.ReadAt(header_.data_offset + info.begin + begin, bytes.data(), bytes.size());
 }
 
 absl::Status RecordCheck::CheckAffine(const RecordView& record, DType dtype) {
@@ -170,16 +168,18 @@ absl::Status RecordCheck::CheckAffine(const RecordView& record, DType dtype) {
                        Find(prefix + "qdata", DType::kI8, {record.rows, record.columns}));
   PTQ_ASSIGN_OR_RETURN(const TensorInfo scales, Find(prefix + "scale", scale_dtype, groups));
   PTQ_ASSIGN_OR_RETURN(const TensorInfo zeros, Find(prefix + "zero_point", DType::kI8, groups));
-  PTQ_ASSIGN_OR_RETURN(const std::string scale_bytes, ReadPiece(scales, 0, scales.bytes()));
-  PTQ_ASSIGN_OR_RETURN(const std::string zero_bytes, ReadPiece(zeros, 0, zeros.bytes()));
+  std::string scale_bytes;
+  std::string zero_bytes;
+  PTQ_RETURN_IF_ERROR(ReadPiece(scales, 0, scales.bytes(), scale_bytes));
+  PTQ_RETURN_IF_ERROR(ReadPiece(zeros, 0, zeros.bytes(), zero_bytes));
 
   const int lowest = -(1 << (description.bits - 1));
   const int highest = (1 << (description.bits - 1)) - 1;
   const int64_t rows_a_piece = std::max<int64_t>(1, kPieceBytes / record.columns);
+  std::string piece;
   for (int64_t first = 0; first < record.rows; first += rows_a_piece) {
     const int64_t count = std::min(rows_a_piece, record.rows - first);
-    PTQ_ASSIGN_OR_RETURN(const std::string piece,
-                         ReadPiece(codes, first * record.columns, count * record.columns));
+    PTQ_RETURN_IF_ERROR(ReadPiece(codes, first * record.columns, count * record.columns, piece));
     for (int64_t row = first; row < first + count; ++row) {
       const char* stored = piece.data() + (row - first) * record.columns;
       const int8_t* original = record.codes + row * record.columns;
@@ -224,10 +224,11 @@ absl::Status RecordCheck::CheckDequantized(const RecordView& record, DType dtype
   const int64_t groups = record.columns / block_columns;
   const int64_t element = DTypeBits(dtype) / 8;
   const int64_t rows_a_piece = std::max<int64_t>(1, kPieceBytes / (record.columns * element));
+  std::string piece;
   for (int64_t first = 0; first < record.rows; first += rows_a_piece) {
     const int64_t count = std::min(rows_a_piece, record.rows - first);
-    PTQ_ASSIGN_OR_RETURN(const std::string piece, ReadPiece(info, first * record.columns * element,
-                                                            count * record.columns * element));
+    PTQ_RETURN_IF_ERROR(
+        ReadPiece(info, first * record.columns * element, count * record.columns * element, piece));
     for (int64_t row = first; row < first + count; ++row) {
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t qparam = row / block_rows * groups + group;
@@ -254,16 +255,22 @@ absl::Status RecordCheck::CheckDequantized(const RecordView& record, DType dtype
   return absl::OkStatus();
 }
 
-absl::Status RecordCheck::CheckBytes(const std::string& name, const void* data, size_t size) {
+absl::Status RecordCheck::CheckBytes(
+    const std::string& name, int64_t size,
+    const std::function<absl::Status(int64_t offset, int64_t size, void* out)>& read) {
   const auto entry = tensors_.find(name);
   if (entry == tensors_.end()) return Wrong(name, "missing");
   seen_.insert(name);
   const TensorInfo& info = header_.tensors[entry->second];
-  if (info.bytes() != static_cast<int64_t>(size)) return Wrong(name, "another size");
-  for (int64_t offset = 0; offset < info.bytes(); offset += kPieceBytes) {
-    const int64_t count = std::min(kPieceBytes, info.bytes() - offset);
-    PTQ_ASSIGN_OR_RETURN(const std::string piece, ReadPiece(info, offset, count));
-    if (std::memcmp(piece.data(), static_cast<const char*>(data) + offset, piece.size()) != 0) {
+  if (info.bytes() != size) return Wrong(name, "another size");
+  std::string piece;
+  std::string expected;
+  for (int64_t offset = 0; offset < size; offset += kPieceBytes) {
+    const int64_t count = std::min(kPieceBytes, size - offset);
+    PTQ_RETURN_IF_ERROR(ReadPiece(info, offset, count, piece));
+    expected.resize(piece.size());
+    PTQ_RETURN_IF_ERROR(read(offset, count, expected.data()));
+    if (piece != expected) {
       return Wrong(name, absl::StrCat("other bytes after byte ", offset));
     }
   }

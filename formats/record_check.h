@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -41,8 +42,11 @@ class RecordCheck {
   // "<module>.weight" of `dtype` holds the record's values, each rounded once to nearest even.
   // kFailedPrecondition if a value does not fit in `dtype`.
   absl::Status CheckDequantized(const RecordView& record, DType dtype);
-  // Tensor `name` holds exactly these bytes.
-  absl::Status CheckBytes(const std::string& name, const void* data, size_t size);
+  // Tensor `name` holds exactly the `size` bytes that `read(offset, size, out)` gives in pieces,
+  // whose error is returned as it is.
+  absl::Status CheckBytes(
+      const std::string& name, int64_t size,
+      const std::function<absl::Status(int64_t offset, int64_t size, void* out)>& read);
   // Every tensor of the file has been named in a check.
   absl::Status CheckNothingElse() const;
 
@@ -52,7 +56,9 @@ class RecordCheck {
   // Finds a tensor, marks it as seen, and checks dtype and shape.
   absl::StatusOr<TensorInfo> Find(const std::string& name, DType dtype,
                                   const std::array<int64_t, 2>& shape);
-  absl::StatusOr<std::string> ReadPiece(const TensorInfo& info, int64_t begin, int64_t size) const;
+  // `bytes` [begin, begin + size) of the tensor; memory that is there already is used again.
+  absl::Status ReadPiece(const TensorInfo& info, int64_t begin, int64_t size,
+                         std::string& bytes) const;
 
   ReadableFile file_;
   SafetensorsHeader header_;

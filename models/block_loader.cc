@@ -17,7 +17,8 @@ namespace {
 constexpr int64_t kAlignment = 64;
 // One thread reads a page cache at some 3 GB/s, less than a GPU takes; a disk wants several
 // requests at a time too.
-constexpr int64_t kReaders = 4;
+constexpr unsigned kReaders = 8;
+constexpr int64_t kPieceBytes = 4 << 20;  // of one request
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -97,32 +98,51 @@ void BlockLoader::Begin(int64_t index) {
 }
 
 absl::Status BlockLoader::Stage(int64_t index) {
-  const std::vector<TableTensor> table = model_.BlockTensors(index);
-  std::atomic<int64_t> used{0};
-  const TensorAllocator allocate = [&](at::IntArrayRef shape, at::ScalarType dtype) {
-    const int64_t bytes = Elements(shape) * static_cast<int64_t>(c10::elementSize(dtype));
-    const int64_t begin = used.fetch_add(Aligned(bytes));
-    if (begin + bytes > staging_.numel()) {  // stored in a wider dtype than is computed in
-      return at::empty(shape, at::TensorOptions().dtype(dtype));
-    }
-    return staging_.narrow(0, begin, bytes).view(dtype).view(shape);
+  const CheckpointReader& reader = model_.reader();
+  struct Piece {
+    const std::string* name;
+    int64_t offset;
+    int64_t size;
+    char* out;
   };
-  std::vector<absl::StatusOr<at::Tensor>> tensors(table.size(), absl::CancelledError("not needed"));
-  std::atomic<size_t> next{0};
-  const auto read = [&] {
-    for (size_t i = next++; i < table.size() && !stop_; i = next++) {
-      tensors[i] = model_.reader().ReadInto(table[i].name, allocate);
-    }
-  };
-  std::vector<std::future<void>> helpers;
-  for (int64_t i = 1; i < kReaders; ++i) helpers.push_back(std::async(std::launch::async, read));
-  read();
-  for (std::future<void>& helper : helpers) helper.get();
+  std::vector<Piece> pieces;
   staged_.clear();
-  for (size_t i = 0; i < table.size(); ++i) {
-    if (!tensors[i].ok()) return tensors[i].status();
-    staged_[table[i].name] = *std::move(tensors[i]);
+  int64_t used = 0;
+  for (const TableTensor& row : model_.BlockTensors(index)) {
+    PTQ_ASSIGN_OR_RETURN(const StoredTensor stored, reader.Describe(row.name));
+    const int64_t bytes = stored.bytes();
+    at::Tensor tensor;
+    if (used + bytes <= staging_.numel()) {
+      tensor = staging_.narrow(0, used, bytes).view(stored.dtype).view(stored.shape);
+      used += Aligned(bytes);
+    } else {  // stored in a wider dtype than is computed in
+      tensor = at::empty(stored.shape, at::TensorOptions().dtype(stored.dtype));
+    }
+    const auto entry = staged_.insert_or_assign(row.name, tensor).first;
+    char* data = static_cast<char*>(tensor.data_ptr());
+    for (int64_t offset = 0; offset < bytes; offset += kPieceBytes) {
+      pieces.push_back(
+          {&entry->first, offset, std::min(kPieceBytes, bytes - offset), data + offset});
+    }
   }
+  // Begun in order: of several errors the first one is told.
+  std::vector<absl::Status> statuses(pieces.size(), absl::CancelledError("not needed"));
+  std::atomic<size_t> next{0};
+  std::atomic<bool> failed{false};
+  const auto read = [&] {
+    for (size_t i = next++; i < pieces.size() && !stop_ && !failed; i = next++) {
+      const Piece& piece = pieces[i];
+      statuses[i] = reader.ReadBytes(*piece.name, piece.offset, piece.size, piece.out);
+      if (!statuses[i].ok()) failed = true;
+    }
+  };
+  {
+    std::vector<std::jthread> helpers;
+    const unsigned threads = std::min(kReaders, std::thread::hardware_concurrency());
+    for (unsigned i = 1; i < threads && i < pieces.size(); ++i) helpers.emplace_back(read);
+    read();
+  }
+  for (const absl::Status& status : statuses) PTQ_RETURN_IF_ERROR(status);
   return absl::OkStatus();
 }
 

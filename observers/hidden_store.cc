@@ -1,15 +1,10 @@
 #include "observers/hidden_store.h"
 
 #include <ATen/ops/empty.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <utility>
 
-#include "common/file.h"
 #include "common/status_macros.h"
 
 namespace ptq {
@@ -26,23 +21,11 @@ absl::StatusOr<HiddenStore> HiddenStore::Create(int64_t slots, at::IntArrayRef s
     store.device_.push_back(at::empty(shape, like));
   }
   if (on_device < slots) {
-    std::string path = JoinPath(options.folder, "hidden-XXXXXX");
-    store.fd_ = ::mkostemp(path.data(), O_CLOEXEC);
-    if (store.fd_ < 0) return ErrnoStatus(errno, options.folder);
-    ::unlink(path.c_str());
+    PTQ_ASSIGN_OR_RETURN(auto file, ScratchFile::Create(options.folder));
+    store.file_.emplace(std::move(file));
   }
   return store;
 }
-
-HiddenStore::~HiddenStore() {
-  if (fd_ >= 0) ::close(fd_);
-}
-
-HiddenStore::HiddenStore(HiddenStore&& other) noexcept
-    : shape_(std::move(other.shape_)),
-      options_(other.options_),
-      device_(std::move(other.device_)),
-      fd_(std::exchange(other.fd_, -1)) {}
 
 int64_t HiddenStore::BytesOf(int64_t samples) const {
   return samples * shape_[1] * shape_[2] * static_cast<int64_t>(options_.dtype().itemsize());
@@ -54,18 +37,8 @@ absl::Status HiddenStore::Write(int64_t slot, int64_t begin, const at::Tensor& p
     return absl::OkStatus();
   }
   const at::Tensor host = piece.to(options_.dtype()).cpu().contiguous();
-  const char* data = static_cast<const char*>(host.const_data_ptr());
-  int64_t left = BytesOf(piece.size(0));
-  int64_t offset = slot * BytesOf(shape_[0]) + BytesOf(begin);
-  while (left > 0) {
-    const ssize_t written = ::pwrite(fd_, data, static_cast<size_t>(left), offset);
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return ErrnoStatus(errno, "hidden states on the disk");
-    data += written;
-    offset += written;
-    left -= written;
-  }
-  return absl::OkStatus();
+  return file_->WriteAt(slot * BytesOf(shape_[0]) + BytesOf(begin), host.const_data_ptr(),
+                        static_cast<size_t>(BytesOf(piece.size(0))));
 }
 
 absl::StatusOr<at::Tensor> HiddenStore::Read(int64_t slot, int64_t begin, int64_t count) const {
@@ -73,18 +46,8 @@ absl::StatusOr<at::Tensor> HiddenStore::Read(int64_t slot, int64_t begin, int64_
     return device_[static_cast<size_t>(slot)].narrow(0, begin, count);
   }
   const at::Tensor host = at::empty({count, shape_[1], shape_[2]}, options_.device(at::kCPU));
-  char* data = static_cast<char*>(host.mutable_data_ptr());
-  int64_t left = BytesOf(count);
-  int64_t offset = slot * BytesOf(shape_[0]) + BytesOf(begin);
-  while (left > 0) {
-    const ssize_t got = ::pread(fd_, data, static_cast<size_t>(left), offset);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return ErrnoStatus(errno, "hidden states on the disk");
-    if (got == 0) return absl::DataLossError("hidden states on the disk end too early");
-    data += got;
-    offset += got;
-    left -= got;
-  }
+  PTQ_RETURN_IF_ERROR(file_->ReadAt(slot * BytesOf(shape_[0]) + BytesOf(begin),
+                                    host.mutable_data_ptr(), static_cast<size_t>(BytesOf(count))));
   return host.to(options_.device());
 }
 

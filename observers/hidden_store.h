@@ -5,11 +5,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/file.h"
 
 namespace ptq {
 
@@ -26,9 +28,6 @@ class HiddenStore {
   // `like` gives dtype and device.
   static absl::StatusOr<HiddenStore> Create(int64_t slots, at::IntArrayRef shape,
                                             const at::TensorOptions& like, const Options& options);
-  ~HiddenStore();
-  HiddenStore(HiddenStore&& other) noexcept;
-  HiddenStore& operator=(HiddenStore&&) = delete;
 
   // Samples [begin, begin + piece.size(0)) of a slot. kResourceExhausted on a full disk.
   absl::Status Write(int64_t slot, int64_t begin, const at::Tensor& piece);
@@ -40,8 +39,8 @@ class HiddenStore {
 
   std::vector<int64_t> shape_;
   at::TensorOptions options_;
-  std::vector<at::Tensor> device_;  // of the first slots
-  int fd_ = -1;
+  std::vector<at::Tensor> device_;   // of the first slots
+  std::optional<ScratchFile> file_;  // of the others
 };
 
 }  // namespace ptq

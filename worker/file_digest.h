@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/cancellation.h"
 #include "common/json.h"
-#include "worker/spec/job_spec.h"
 
 namespace ptq {
 
@@ -22,19 +22,17 @@ struct FileDigest {
 
 Json FileDigestToJson(const FileDigest& digest);  // {"path", "size_bytes", "sha256"}
 
-// Hashes `name` in `folder` in pieces; `on_bytes` (may be empty) is told of each piece's size.
+// Hashes `name` in `folder` in pieces. `on_bytes` is told of each piece's size; an error that it
+// returns ends the work.
 absl::StatusOr<FileDigest> DigestFile(const std::string& folder, const std::string& name,
-                                      const CancellationToken& cancel,
-                                      const std::function<void(int64_t)>& on_bytes = {});
+                                      const std::function<absl::Status(int64_t)>& on_bytes);
+// The same until `cancel` is: kCancelled.
+absl::StatusOr<FileDigest> DigestFile(const std::string& folder, const std::string& name,
+                                      const CancellationToken& cancel);
 
 // One digest for a folder: SHA-256 of the lines "<sha256>  <path>\n" sorted by path, which is what
 // `LC_ALL=C sha256sum * | sha256sum` prints for a flat folder.
 std::string FolderDigest(std::vector<FileDigest> files);
-
-// {"model": [files by path], "calibration": {size_bytes, sha256} or null, "evaluation": the same}:
-// what the job reads, by content. `progress` gets the fraction done, from one thread at a time.
-absl::StatusOr<Json> DigestInputs(const JobSpec& spec, const CancellationToken& cancel,
-                                  const std::function<void(double)>& progress);
 
 }  // namespace ptq
 

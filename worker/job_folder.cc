@@ -86,7 +86,13 @@ absl::Status CheckSameJob(const std::string& path, const JobIdentity& identity, 
 
 }  // namespace
 
-JobFolder::~JobFolder() { ::close(lock_fd_); }
+JobFolder::~JobFolder() {
+  if (fresh_ && !identified_) {
+    const absl::Status emptied = StartOver();
+    if (!emptied.ok()) PTQ_LOG(Warning) << Message(emptied);
+  }
+  ::close(lock_fd_);
+}
 
 std::string JobFolder::StatePath(const std::string& name) const {
   return JoinPath(JoinPath(path_, kState), name);
@@ -95,18 +101,34 @@ std::string JobFolder::StatePath(const std::string& name) const {
 std::string JobFolder::record_folder() const { return StatePath("records"); }
 std::string JobFolder::fisher_folder() const { return StatePath("fisher"); }
 
-absl::StatusOr<std::unique_ptr<JobFolder>> JobFolder::Open(const std::string& path,
-                                                           const JobIdentity& identity,
-                                                           const CancellationToken& cancel) {
+absl::StatusOr<std::unique_ptr<JobFolder>> JobFolder::Open(
+    const std::string& path, JobIdentity identity, std::function<absl::StatusOr<Json>()> inputs,
+    const CancellationToken& cancel) {
   PTQ_RETURN_IF_ERROR(MakeDirectories(path));
   PTQ_ASSIGN_OR_RETURN(const int fd, Lock(path, cancel));
-  std::unique_ptr<JobFolder> folder(new JobFolder(path, fd));
-  PTQ_RETURN_IF_ERROR(folder->OpenFinished(identity, cancel));
-  if (!folder->finished_report_) PTQ_RETURN_IF_ERROR(folder->OpenUnfinished(identity, cancel));
+  std::unique_ptr<JobFolder> folder(
+      new JobFolder(path, fd, std::move(identity), std::move(inputs)));
+  PTQ_RETURN_IF_ERROR(folder->OpenFinished(cancel));
+  if (!folder->finished_report_) PTQ_RETURN_IF_ERROR(folder->OpenUnfinished(cancel));
   return folder;
 }
 
-absl::Status JobFolder::OpenFinished(const JobIdentity& identity, const CancellationToken& cancel) {
+absl::Status JobFolder::WriteIdentity() const {
+  return WriteFileAtomically(StatePath("job.json"),
+                             DumpJsonPretty(Json{{"spec", identity_.spec},
+                                                 {"inputs", identity_.inputs},
+                                                 {"environment", identity_.environment}}));
+}
+
+absl::Status JobFolder::Identify() {
+  if (identified_) return absl::OkStatus();
+  PTQ_ASSIGN_OR_RETURN(identity_.inputs, inputs_());
+  PTQ_RETURN_IF_ERROR(WriteIdentity());
+  identified_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status JobFolder::OpenFinished(const CancellationToken& cancel) {
   const std::string report_path = JoinPath(path_, kReport);
   if (!PathExists(report_path)) return absl::OkStatus();
   PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(report_path));
@@ -115,11 +137,12 @@ absl::Status JobFolder::OpenFinished(const JobIdentity& identity, const Cancella
     return absl::AlreadyExistsError(
         path_ + " holds a report.json of something else: choose an empty folder");
   }
-  PTQ_RETURN_IF_ERROR(CheckSameJob(path_, identity, *report));
-  if (report->value("environment", Json()) != identity.environment) {
+  PTQ_ASSIGN_OR_RETURN(identity_.inputs, inputs_());
+  PTQ_RETURN_IF_ERROR(CheckSameJob(path_, identity_, *report));
+  if (report->value("environment", Json()) != identity_.environment) {
     return absl::AlreadyExistsError(
         path_ + " holds the finished result of the same job made elsewhere (" +
-        FirstDifference(report->value("environment", Json::object()), identity.environment) +
+        FirstDifference(report->value("environment", Json::object()), identity_.environment) +
         "): choose an empty folder");
   }
   PTQ_RETURN_IF_ERROR(RemoveTemporaryFiles());
@@ -141,22 +164,9 @@ absl::Status JobFolder::OpenFinished(const JobIdentity& identity, const Cancella
   return absl::OkStatus();
 }
 
-absl::Status JobFolder::OpenUnfinished(const JobIdentity& identity,
-                                       const CancellationToken& cancel) {
+absl::Status JobFolder::OpenUnfinished(const CancellationToken& cancel) {
   const std::string job_path = StatePath("job.json");
-  if (PathExists(job_path)) {
-    PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(job_path));
-    const auto job = ParseJson(text);
-    if (!job.ok()) return Annotate(job.status(), job_path);
-    PTQ_RETURN_IF_ERROR(CheckSameJob(path_, identity, *job));
-    PTQ_RETURN_IF_ERROR(RemoveTemporaryFiles());
-    const Json environment = job->value("environment", Json::object());
-    if (environment != identity.environment) {
-      warnings_.push_back("An earlier run's blocks were discarded: " +
-                          FirstDifference(environment, identity.environment) + ".");
-      PTQ_RETURN_IF_ERROR(StartOver());
-    }
-  } else {
+  if (!PathExists(job_path)) {
     PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(path_));
     for (const std::string& name : names) {
       if (name != kState) {
@@ -164,15 +174,38 @@ absl::Status JobFolder::OpenUnfinished(const JobIdentity& identity,
                                         ") and holds no unfinished job: choose an empty folder");
       }
     }
+    return OpenFresh();
+  }
+  PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(job_path));
+  const auto job = ParseJson(text);
+  if (!job.ok()) return Annotate(job.status(), job_path);
+  if (job->is_object() && job->value("inputs", Json::object()).is_null()) {
+    PTQ_RETURN_IF_ERROR(RemoveTemporaryFiles());
+    PTQ_RETURN_IF_ERROR(StartOver());
+    return OpenFresh();
+  }
+  PTQ_ASSIGN_OR_RETURN(identity_.inputs, inputs_());
+  PTQ_RETURN_IF_ERROR(CheckSameJob(path_, identity_, *job));
+  PTQ_RETURN_IF_ERROR(RemoveTemporaryFiles());
+  const Json environment = job->value("environment", Json::object());
+  if (environment != identity_.environment) {
+    warnings_.push_back("An earlier run's blocks were discarded: " +
+                        FirstDifference(environment, identity_.environment) + ".");
+    PTQ_RETURN_IF_ERROR(StartOver());
   }
   for (const std::string& warning : warnings_) PTQ_LOG(Warning) << warning;
   PTQ_RETURN_IF_ERROR(MakeDirectories(record_folder()));
-  PTQ_RETURN_IF_ERROR(WriteFileAtomically(job_path, DumpJsonPretty(Json{
-                                                        {"spec", identity.spec},
-                                                        {"inputs", identity.inputs},
-                                                        {"environment", identity.environment},
-                                                    })));
+  PTQ_RETURN_IF_ERROR(WriteIdentity());
+  identified_ = true;
   return LoadBlocks(cancel);
+}
+
+absl::Status JobFolder::OpenFresh() {
+  PTQ_RETURN_IF_ERROR(RemoveTree(JoinPath(path_, kState)));
+  PTQ_RETURN_IF_ERROR(MakeDirectories(record_folder()));
+  PTQ_RETURN_IF_ERROR(WriteIdentity());
+  fresh_ = true;
+  return absl::OkStatus();
 }
 
 absl::Status JobFolder::RemoveTemporaryFiles() {
@@ -235,6 +268,7 @@ absl::Status JobFolder::LoadBlocks(const CancellationToken& cancel) {
 
 absl::Status JobFolder::FinishBlock(const std::string& shard, const std::string& sha256,
                                     const Json& result) {
+  PTQ_RETURN_IF_ERROR(Identify());
   const auto block = static_cast<int64_t>(finished_blocks_.size());
   const Json manifest = {{"shard", shard}, {"sha256", sha256}, {"result", result}};
   PTQ_RETURN_IF_ERROR(

@@ -3,9 +3,12 @@
 //
 // State lives in `.ptq-worker` inside the folder until the report is written:
 //   job.json           the job's identity (spec and input digests) and the environment of its
-//   numbers block-00000.json   block 0 is finished: its shard's name and SHA-256, and its part of
-//   the report records/           the records of formats whose shards do not hold them
+//                      numbers
+//   block-00000.json   block 0 is finished: its shard's name and SHA-256, its part of the report
+//   records/           the records of formats whose shards do not hold them
 //   fisher/            the Fisher metrics that blocks are tuned by
+// In a fresh folder the input digests come later than the first shards: until they are known,
+// job.json has none, no block is finished, and what a killed run left is worth nothing.
 // A block's shard gets its name before its manifest does, both durably: a manifest never lies, at
 // worst a shard without one is written again. The finished folder holds no state, and its
 // report.json takes the place of job.json.
@@ -13,9 +16,11 @@
 #define PTQ_WORKER_JOB_FOLDER_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -28,7 +33,7 @@ namespace ptq {
 // What makes two runs the same job.
 struct JobIdentity {
   Json spec;    // job.json without the paths of its inputs
-  Json inputs;  // their digests (DigestInputs)
+  Json inputs;  // their digests (InputDigests); null: not known yet
   // Engine version, device kind, compute dtype, precision of tuning: other ones give other bytes.
   Json environment;
 };
@@ -40,9 +45,12 @@ class JobFolder {
   // kUnavailable). Removes temporary files that a killed run left. kAlreadyExists if the folder
   // belongs to another job or holds anything else, saying what differs. Records made in another
   // environment are discarded, with a sentence in `warnings()`.
-  static absl::StatusOr<std::unique_ptr<JobFolder>> Open(const std::string& path,
-                                                         const JobIdentity& identity,
-                                                         const CancellationToken& cancel);
+  // `inputs` gives identity.inputs, waiting for them if need be: here, and with its errors, if the
+  // folder holds a result or finished blocks; else not before Identify.
+  static absl::StatusOr<std::unique_ptr<JobFolder>> Open(
+      const std::string& path, JobIdentity identity, std::function<absl::StatusOr<Json>()> inputs,
+      const CancellationToken& cancel);
+  // Leaves a fresh folder empty if its job was never identified.
   ~JobFolder();
   JobFolder(const JobFolder&) = delete;
   JobFolder& operator=(const JobFolder&) = delete;
@@ -59,7 +67,13 @@ class JobFolder {
   // SHA-256 of their shards.
   const std::vector<std::string>& shard_digests() const { return shard_digests_; }
 
-  // Appends block `finished_blocks().size()`, whose shard is on the disk already.
+  // Waits for the inputs' digests and makes them part of the folder, unless that is done. What
+  // later runs are to believe must follow it.
+  absl::Status Identify();
+  // Complete after Identify.
+  const JobIdentity& identity() const { return identity_; }
+
+  // Identify, then appends block `finished_blocks().size()`, whose shard is on the disk already.
   absl::Status FinishBlock(const std::string& shard, const std::string& sha256, const Json& result);
   // Forgets blocks `first` and later: their records are damaged.
   absl::Status DropBlocksFrom(int64_t first);
@@ -67,17 +81,28 @@ class JobFolder {
   absl::Status Finish(const std::string& html, const Json& report);
 
  private:
-  JobFolder(std::string path, int lock_fd) : path_(std::move(path)), lock_fd_(lock_fd) {}
+  JobFolder(std::string path, int lock_fd, JobIdentity identity,
+            std::function<absl::StatusOr<Json>()> inputs)
+      : path_(std::move(path)),
+        lock_fd_(lock_fd),
+        identity_(std::move(identity)),
+        inputs_(std::move(inputs)) {}
   std::string StatePath(const std::string& name) const;
   absl::Status RemoveTemporaryFiles();
-  // True if the folder is a finished result of this job. Sets finished_report_ if it is intact.
-  absl::Status OpenFinished(const JobIdentity& identity, const CancellationToken& cancel);
-  absl::Status OpenUnfinished(const JobIdentity& identity, const CancellationToken& cancel);
+  // Sets finished_report_ if the folder is an intact result of this job.
+  absl::Status OpenFinished(const CancellationToken& cancel);
+  absl::Status OpenUnfinished(const CancellationToken& cancel);
+  absl::Status OpenFresh();
+  absl::Status WriteIdentity() const;
   absl::Status LoadBlocks(const CancellationToken& cancel);
   absl::Status StartOver();
 
   const std::string path_;
   const int lock_fd_;
+  JobIdentity identity_;
+  std::function<absl::StatusOr<Json>()> inputs_;
+  bool fresh_ = false;       // nothing of an earlier run was of use
+  bool identified_ = false;  // the inputs' digests are known, and in the folder's job.json
   std::vector<std::string> warnings_;
   std::optional<Json> finished_report_;
   std::vector<Json> finished_blocks_;

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <map>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -17,6 +17,7 @@
 #include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
 #include "common/file.h"
+#include "common/logging.h"
 #include "common/seed.h"
 #include "common/sha256.h"
 #include "common/status_macros.h"
@@ -58,10 +59,6 @@ class Stopwatch {
 constexpr int64_t kFisherHostTokens = 512;
 // Of the outputs of all blocks that the Fisher pass keeps in memory there; the rest goes to a file.
 constexpr int64_t kFisherHostBytes = int64_t{1} << 30;
-
-// Errors on held-out windows above those on calibration windows by more than this mean that the
-// tuning learned the calibration text.
-constexpr double kOverfitRatio = 1.1;
 
 // The learned-scale recipe, in any of its lengths.
 bool LearnsScales(const JobSpec& spec) {
@@ -152,6 +149,19 @@ absl::StatusOr<std::unique_ptr<CheckpointExporter>> MakeExporter(const JobPlan& 
   return absl::InternalError("no exporter for this format");
 }
 
+// Blocks that are written at a time, while another one is worked on. On a GPU their codes lie in
+// page-locked memory; on a CPU a block takes as long as its shard, and memory counts.
+int64_t BlocksInWriting(const JobPlan& plan) {
+  if (plan.compute.device.is_cpu()) return 1;
+  constexpr int64_t kBytes = int64_t{1} << 30;
+  int64_t codes = 0;
+  for (const EffectiveScheme& module : plan.schemes) {
+    if (module.scheme) codes += module.out_features * module.in_features;
+  }
+  const int64_t block = std::max<int64_t>(1, codes / plan.inspection.config.num_hidden_layers);
+  return std::clamp<int64_t>(kBytes / block, 2, 4);
+}
+
 std::string ModelDigest(const Json& inputs) { return Sha256Hex(DumpJson(inputs["model"])); }
 
 // Everything that the original model's hidden states depend on.
@@ -190,10 +200,11 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
 
   Stopwatch phase;
   events_.Phase("export", 0);
-  PTQ_RETURN_IF_ERROR(CatchTorchErrors("export", [&] { return exporter_->Finalize(*reader_); }));
+  PTQ_RETURN_IF_ERROR(outer_writing_.Wait());
+  PTQ_RETURN_IF_ERROR(CatchTorchErrors("export", [&] { return exporter_->Finalize(); }));
   ReleaseFreeHeap();
   PTQ_ASSIGN_OR_RETURN(const std::vector<FileDigest> outputs, DigestOutputs());
-  export_seconds_ = phase.Lap();
+  export_seconds_ += phase.Lap();
   events_.Phase("export", 1);
   Json evaluation(nullptr);
   if (evaluation_windows_.defined()) {
@@ -201,10 +212,10 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
     evaluate_seconds_ = phase.Lap();
   }
 
-  const Json calibration = SummarizeCalibration();
+  const Json calibration = SummarizeCalibration(plan_.spec, folder_.finished_blocks(), &warnings_);
   ReportInputs inputs{.plan = plan_,
-                      .inputs = identity_.inputs,
-                      .environment = identity_.environment,
+                      .inputs = folder_.identity().inputs,
+                      .environment = folder_.identity().environment,
                       .blocks = folder_.finished_blocks(),
                       .calibration = calibration,
                       .evaluation = std::move(evaluation),
@@ -239,6 +250,8 @@ absl::Status Pipeline::Load() {
   loader_ = std::make_unique<BlockLoader>(*model_, LoaderOptions(plan_.compute, shares_));
   quantizer_ = MakeBlockQuantizer(plan_);
   PTQ_ASSIGN_OR_RETURN(exporter_, MakeExporter(plan_, folder_));
+  staging_ = std::make_unique<HostStaging>(BlocksInWriting(plan_));
+  writing_ = std::make_unique<WriteBehind>(BlocksInWriting(plan_));
   // Before the first block, so that unusable text does not fail a job after hours of work.
   if (!spec.evaluation.empty()) {
     auto windows = LoadEvaluationWindows(spec.evaluation, spec.model, config,
@@ -312,6 +325,7 @@ absl::Status Pipeline::ObserveFisher(bool chains_begin) {
   absl::Status status = observer.Observe(
       embedding, cancel_, [this](double fraction) { events_.Phase("fisher", fraction); },
       [&](int64_t block, const at::Tensor& fisher) -> absl::Status {
+        PTQ_RETURN_IF_ERROR(inputs_.Check());
         if (!at::isfinite(fisher).all().item<bool>()) {
           return absl::UnimplementedError("block " + std::to_string(block) +
                                           ": the gradients are not finite");
@@ -322,7 +336,9 @@ absl::Status Pipeline::ObserveFisher(bool chains_begin) {
             [this, block, rounded = std::move(rounded)] { return fisher_->Write(block, rounded); });
       });
   if (const absl::Status written = writing.Wait(); status.ok()) status = written;
-  if (status.ok()) status = fisher_->Finish(stopwatch.Seconds());
+  const double seconds = stopwatch.Seconds();
+  if (status.ok()) status = Identify();
+  if (status.ok()) status = fisher_->Finish(seconds);
   if (absl::IsUnimplemented(status)) {
     warnings_.push_back("There is no Fisher metric (" + Message(status) +
                         "): blocks are tuned by the plain squared error.");
@@ -331,7 +347,7 @@ absl::Status Pipeline::ObserveFisher(bool chains_begin) {
     fisher_tokens_ = 0;
     status = absl::OkStatus();
   }
-  fisher_seconds_ = stopwatch.Seconds();
+  fisher_seconds_ = seconds;
   fisher_host_peak_bytes_ = HostPeakBytes();
   ReleaseFreeHeap();
   return status;
@@ -354,40 +370,22 @@ absl::Status Pipeline::ReadFisher(int64_t index, ObservedBlock& observed) {
   return absl::OkStatus();
 }
 
-Json Pipeline::SummarizeCalibration() {
-  const JobSpec& spec = plan_.spec;
-  if (spec.calibration.empty()) return nullptr;
-  const int64_t tokens = spec.samples * spec.sequence_length;
-  Json summary = {{"samples", spec.samples}, {"tokens", tokens}};
-  summary["error_tokens"] = ErrorSamples(spec.samples, spec.sequence_length) * spec.sequence_length;
-  // The error behind a block is the one in front of the next.
-  Json errors = Json::array();
-  double log_ratio = 0;
-  for (size_t block = 1; block < folder_.finished_blocks().size(); ++block) {
-    const Json& error = folder_.finished_blocks()[block]["input_error"];
-    if (!error.is_object()) continue;
-    const double calibration = error["calibration"].get<double>();
-    const double held_out = error["held_out"].get<double>();
-    if (!(calibration > 0) || !(held_out > 0)) continue;
-    log_ratio += std::log(held_out / calibration);
-    summary["held_out_samples"] = error.value("held_out_samples", int64_t{0});
-    errors.push_back({{"block", block - 1}, {"calibration", calibration}, {"held_out", held_out}});
-  }
-  if (errors.empty()) return summary;
-  log_ratio /= static_cast<double>(errors.size());
-  summary["errors"] = errors;
-  const double ratio = std::exp(log_ratio);
-  summary["held_out_ratio"] = ratio;
-  if (ratio > kOverfitRatio) {
-    warnings_.push_back(absl::StrFormat(
-        "On text that was held out, errors behind the blocks are %.0f %% higher than on the %d "
-        "tokens that tuning saw: more calibration text (--samples) would lower the loss.",
-        100 * (ratio - 1), tokens));
-  }
-  return summary;
+absl::Status Pipeline::Identify() {
+  Stopwatch stopwatch;
+  // Waited for here, where the wait can be told; the folder finds them there.
+  PTQ_RETURN_IF_ERROR(
+      inputs_.Wait([this](double fraction) { events_.Phase("load", fraction); }).status());
+  load_seconds_ += stopwatch.Lap();
+  PTQ_RETURN_IF_ERROR(writing_->Wait());
+  export_seconds_ += stopwatch.Lap();
+  return folder_.Identify();
 }
 
 absl::Status Pipeline::QuantizeBlocks() {
+  PTQ_RETURN_IF_ERROR(outer_writing_.Start([this]() -> absl::Status {
+    PTQ_ASSIGN_OR_RETURN(outer_digests_, exporter_->WriteOuterShards(*reader_, cancel_));
+    return absl::OkStatus();
+  }));
   // By an earlier run. Those of this one follow all of them: nothing is written while blocks are
   // replayed or dropped.
   auto finished = static_cast<int64_t>(folder_.finished_blocks().size());
@@ -417,7 +415,7 @@ absl::Status Pipeline::QuantizeBlocks() {
     PTQ_RETURN_IF_ERROR(CatchTorchErrors(name, [&] { return QuantizeOneBlock(index); }));
     ReleaseFreeHeap();
   }
-  return writing_.Wait();
+  return Identify();
 }
 
 int64_t Pipeline::BlockAfter(int64_t index) const {
@@ -454,7 +452,9 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
     PTQ_RETURN_IF_ERROR(SynchronizeCuda());  // or the algorithm's time would be that of the passes
   }
   result.observe_seconds = stopwatch.Lap();
-  PTQ_RETURN_IF_ERROR(writing_.Check());  // or the longest part would be done in vain
+  // Or the longest part would be done in vain.
+  PTQ_RETURN_IF_ERROR(inputs_.Check());
+  PTQ_RETURN_IF_ERROR(writing_->Check());
 
   events_.Phase("quantize", 0);
   const std::vector<std::optional<QuantizationScheme>> schemes = SchemesOf(*block);
@@ -492,16 +492,30 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   result.observe_seconds += stopwatch.Lap();
   result.observe_seconds += std::exchange(advance_seconds_, 0);
 
-  PTQ_RETURN_IF_ERROR(writing_.Wait());
-  for (QuantizedModule& module : modules) {  // now, so that one block's are in memory at a time
-    if (module.weight.int_data.is_cuda()) {
-      module.weight.int_data = PageLocked(module.weight.int_data);
-    }
-    module.weight.scale = module.weight.scale.cpu();
-    module.weight.zero_point = module.weight.zero_point.cpu();
+  PTQ_RETURN_IF_ERROR(WriteBlock(index, std::move(result), std::move(modules)));
+  stopwatch.Lap();
+  if (observer_ != nullptr && index + 1 < model_->block_count()) {
+    PTQ_ASSIGN_OR_RETURN(input_error_, observer_->Advance(*block, weights));
+    advance_seconds_ = stopwatch.Lap();
   }
-  result.seconds =
-      result.load_seconds + result.observe_seconds + result.quantize_seconds + stopwatch.Lap();
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::WriteBlock(int64_t index, BlockResult result,
+                                  std::vector<QuantizedModule> modules) {
+  Stopwatch stopwatch;
+  PTQ_ASSIGN_OR_RETURN(const int64_t slot, writing_->WaitForSlot());
+  const double waited = stopwatch.Lap();
+  staging_->Fill(slot, modules);
+  const double copied = stopwatch.Lap();
+  PTQ_LOG(Debug) << absl::StrFormat(
+      "%s: loaded in %.3f s, observed in %.3f, quantized in %.3f, slot free after %.3f, copied in "
+      "%.3f",
+      result.name, result.load_seconds, result.observe_seconds, result.quantize_seconds, waited,
+      copied);
+  result.export_seconds = waited + copied;
+  result.seconds = result.load_seconds + result.observe_seconds + result.quantize_seconds +
+                   result.export_seconds;
   JobEvent event;
   event.type = JobEvent::Type::kBlockDone;
   event.block = index;
@@ -511,29 +525,26 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   event.loss_best = result.loss_best;
   event.host_peak_bytes = HostPeakBytes();
   event.device_peak_bytes = CudaPeakMemoryBytes();
-  PTQ_RETURN_IF_ERROR(
-      writing_.Start([this, index, result = std::move(result), modules = std::move(modules),
-                      event = std::move(event)]() mutable {
-        return WriteBlock(index, std::move(result), std::move(modules), std::move(event));
-      }));
-
-  if (observer_ != nullptr && index + 1 < model_->block_count()) {
-    PTQ_ASSIGN_OR_RETURN(input_error_, observer_->Advance(*block, weights));
-    advance_seconds_ = stopwatch.Lap();
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Pipeline::WriteBlock(int64_t index, BlockResult result,
-                                  std::vector<QuantizedModule> modules, JobEvent event) {
-  Stopwatch stopwatch;
-  PTQ_ASSIGN_OR_RETURN(const std::string sha256, exporter_->WriteBlock(index, modules, *reader_));
-  modules.clear();
-  result.export_seconds = stopwatch.Seconds();
-  PTQ_RETURN_IF_ERROR(
-      folder_.FinishBlock(exporter_->ShardName(index + 1), sha256, BlockResultToJson(result)));
-  events_.Write(std::move(event));
-  return absl::OkStatus();
+  struct Written {
+    BlockResult result;
+    std::string sha256;
+  };
+  const auto written = std::make_shared<Written>();
+  written->result = std::move(result);
+  return writing_->Start(
+      [this, index, written, modules = std::move(modules)]() -> absl::Status {
+        const Stopwatch writing;
+        PTQ_ASSIGN_OR_RETURN(written->sha256, exporter_->WriteBlock(index, modules, *reader_));
+        written->result.write_seconds = writing.Seconds();
+        return absl::OkStatus();
+      },
+      [this, index, written, event = std::move(event)]() mutable -> absl::Status {
+        PTQ_RETURN_IF_ERROR(inputs_.Wait().status());
+        PTQ_RETURN_IF_ERROR(folder_.FinishBlock(exporter_->ShardName(index + 1), written->sha256,
+                                                BlockResultToJson(written->result)));
+        events_.Write(std::move(event));
+        return absl::OkStatus();
+      });
 }
 
 absl::StatusOr<std::vector<ModuleResult>> Pipeline::MeasureModules(
@@ -583,7 +594,7 @@ absl::StatusOr<Json> Pipeline::EvaluateResult() {
                       return ReadWeights(index, block);
                     },
                 .cache = cache_,
-                .cache_key = BaselineKey(identity_, evaluation_windows_),
+                .cache_key = BaselineKey(folder_.identity(), evaluation_windows_),
                 .cancel = cancel_,
                 .progress = [this](double fraction) { events_.Phase("evaluate", fraction); }}));
   events_.Phase("evaluate", 1);
@@ -592,7 +603,10 @@ absl::StatusOr<Json> Pipeline::EvaluateResult() {
 
 absl::StatusOr<std::vector<FileDigest>> Pipeline::DigestOutputs() {
   PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder_.path()));
-  std::map<std::string, std::string> shards;  // their digests are known
+  std::map<std::string, std::string> shards = {
+      // Their digests are known.
+      {exporter_->ShardName(0), outer_digests_[0]},
+      {exporter_->ShardName(exporter_->shard_count() - 1), outer_digests_[1]}};
   for (size_t i = 0; i < folder_.shard_digests().size(); ++i) {
     shards[exporter_->ShardName(static_cast<int64_t>(i) + 1)] = folder_.shard_digests()[i];
   }

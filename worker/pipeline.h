@@ -3,6 +3,7 @@
 #ifndef PTQ_WORKER_PIPELINE_H_
 #define PTQ_WORKER_PIPELINE_H_
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,6 +23,8 @@
 #include "worker/device.h"
 #include "worker/event_writer.h"
 #include "worker/fisher_files.h"
+#include "worker/host_staging.h"
+#include "worker/input_digests.h"
 #include "worker/job_folder.h"
 #include "worker/job_plan.h"
 #include "worker/report.h"
@@ -37,10 +40,10 @@ namespace ptq {
 // and saves writing two copies of the calibration set's hidden states after every block.
 class Pipeline {
  public:
-  Pipeline(const JobPlan& plan, const JobIdentity& identity, JobFolder& folder,
-           const BaselineCache& cache, EventWriter& events, const CancellationToken& cancel)
+  Pipeline(const JobPlan& plan, InputDigests& inputs, JobFolder& folder, const BaselineCache& cache,
+           EventWriter& events, const CancellationToken& cancel)
       : plan_(plan),
-        identity_(identity),
+        inputs_(inputs),
         folder_(folder),
         cache_(cache),
         events_(events),
@@ -61,10 +64,10 @@ class Pipeline {
   // Moves both chains behind a block of an earlier run; kDataLoss if its records can't be read.
   absl::Status ReplayBlock(int64_t index);
   absl::Status QuantizeOneBlock(int64_t index);
-  // Writes the block and says so. Runs behind the work on the next one: touches `exporter_`,
-  // `folder_` and `reader_` alone, and no GPU.
-  absl::Status WriteBlock(int64_t index, BlockResult result, std::vector<QuantizedModule> modules,
-                          JobEvent event);
+  // Waits for a slot and starts to write the block behind the work on the next ones.
+  absl::Status WriteBlock(int64_t index, BlockResult result, std::vector<QuantizedModule> modules);
+  // Makes the folder's state one that later runs believe.
+  absl::Status Identify();
   // The block that is worked on after block `index`, for the loader.
   int64_t BlockAfter(int64_t index) const;
   // The figures of the report for each quantized layer.
@@ -73,8 +76,6 @@ class Pipeline {
                                                            const std::vector<at::Tensor>& weights);
   // Gives `observed` its metric; one that is damaged is computed again.
   absl::Status ReadFisher(int64_t index, ObservedBlock& observed);
-  // What the report says of the calibration data, with a warning where more would help.
-  Json SummarizeCalibration();
   absl::StatusOr<Json> EvaluateResult();
   absl::StatusOr<std::vector<FileDigest>> DigestOutputs();
   std::vector<std::optional<QuantizationScheme>> SchemesOf(const DecoderBlock& block) const;
@@ -84,7 +85,7 @@ class Pipeline {
                                                       const DecoderBlock& block) const;
 
   const JobPlan& plan_;
-  const JobIdentity& identity_;
+  InputDigests& inputs_;
   JobFolder& folder_;
   const BaselineCache& cache_;
   EventWriter& events_;
@@ -111,7 +112,11 @@ class Pipeline {
   double earlier_fisher_seconds_ = 0;  // of an earlier run
   double export_seconds_ = 0;
   double evaluate_seconds_ = 0;
-  WriteBehind writing_;  // the last member: what it works with outlives it
+  std::array<std::string, 2> outer_digests_;
+  // The last members: what they work with, `exporter_`, `folder_` and `reader_`, outlives them.
+  std::unique_ptr<HostStaging> staging_;
+  WriteBehind outer_writing_;             // the shards beside the blocks
+  std::unique_ptr<WriteBehind> writing_;  // the blocks
 };
 
 }  // namespace ptq

@@ -13,6 +13,7 @@
 #include "algorithms/auto_round/schedule.h"
 #include "common/time.h"
 #include "formats/headers/tensor_table.h"
+#include "observers/output_error.h"
 #include "worker/device.h"
 #include "worker/engine_version.h"
 
@@ -90,6 +91,10 @@ Json Warnings(const ReportInputs& inputs) {
   return warnings;
 }
 
+// Errors on held-out windows above those on calibration windows by more than this mean that the
+// tuning learned the calibration text.
+constexpr double kOverfitRatio = 1.1;
+
 // A constant of the kernels as it was written: 0.95 rather than 0.949999988.
 double Decimal(float value) { return std::round(static_cast<double>(value) * 1e6) / 1e6; }
 
@@ -153,6 +158,7 @@ Json BlockResultToJson(const BlockResult& block) {
   json["step_seconds"] = block.step_seconds ? Json(*block.step_seconds) : Json(nullptr);
   json["tuning_path"] = block.tuning_path.empty() ? Json(nullptr) : Json(block.tuning_path);
   json["export_seconds"] = block.export_seconds;
+  json["write_seconds"] = block.write_seconds;
   json["fisher_tokens"] = block.fisher_tokens;
   json["input_error"] = nullptr;
   if (block.input_error) {
@@ -178,6 +184,39 @@ Json BlockResultToJson(const BlockResult& block) {
     json["modules"].push_back(std::move(entry));
   }
   return json;
+}
+
+Json SummarizeCalibration(const JobSpec& spec, const std::vector<Json>& blocks,
+                          std::vector<std::string>* warnings) {
+  if (spec.calibration.empty()) return nullptr;
+  const int64_t tokens = spec.samples * spec.sequence_length;
+  Json summary = {{"samples", spec.samples}, {"tokens", tokens}};
+  summary["error_tokens"] = ErrorSamples(spec.samples, spec.sequence_length) * spec.sequence_length;
+  // The error behind a block is the one in front of the next.
+  Json errors = Json::array();
+  double log_ratio = 0;
+  for (size_t block = 1; block < blocks.size(); ++block) {
+    const Json& error = blocks[block]["input_error"];
+    if (!error.is_object()) continue;
+    const double calibration = error["calibration"].get<double>();
+    const double held_out = error["held_out"].get<double>();
+    if (!(calibration > 0) || !(held_out > 0)) continue;
+    log_ratio += std::log(held_out / calibration);
+    summary["held_out_samples"] = error.value("held_out_samples", int64_t{0});
+    errors.push_back({{"block", block - 1}, {"calibration", calibration}, {"held_out", held_out}});
+  }
+  if (errors.empty()) return summary;
+  log_ratio /= static_cast<double>(errors.size());
+  summary["errors"] = errors;
+  const double ratio = std::exp(log_ratio);
+  summary["held_out_ratio"] = ratio;
+  if (ratio > kOverfitRatio) {
+    warnings->push_back(absl::StrFormat(
+        "On text that was held out, errors behind the blocks are %.0f %% higher than on the %d "
+        "tokens that tuning saw: more calibration text (--samples) would lower the loss.",
+        100 * (ratio - 1), tokens));
+  }
+  return summary;
 }
 
 SizeFigures ComputeSizes(const JobPlan& plan) {

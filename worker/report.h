@@ -29,16 +29,15 @@ struct ModuleResult {
 
 struct BlockResult {
   std::string name;
-  // What the block took of the job's time: the next three, and what waiting for the shard of the
-  // block before took.
-  double seconds = 0;
+  double seconds = 0;  // what the block took of the job's time: the next four
   double load_seconds = 0;
   double observe_seconds = 0;
-  double quantize_seconds = 0;         // with:
-  double search_seconds = 0;           // of the search for scales, where tuning begins with one
+  double quantize_seconds = 0;
+  double export_seconds = 0;  // waiting for earlier shards to be written, copying to the host
+  double search_seconds = 0;  // in quantize_seconds: the search for scales before tuning
   std::optional<double> step_seconds;  // of one iteration of tuning, once warmed up
   std::string tuning_path;             // which way iterations went; "": none were made
-  double export_seconds = 0;           // of writing the shard, behind the work on the next block
+  double write_seconds = 0;            // of the shard, behind the work on the next blocks
   int64_t fisher_tokens = 0;  // that the metric of the loss is the mean over; 0: squared error
   // Of the quantized chain in front of this block; none before anything is quantized, or without
   // held-out samples.
@@ -51,6 +50,12 @@ struct BlockResult {
 
 // An element of report.json's `blocks`, and what a block's manifest keeps of it for a resumed run.
 Json BlockResultToJson(const BlockResult& block);
+
+// What the report says of the calibration data: {samples, tokens, error_tokens, ...}, null without
+// any. `blocks` are all of them, as BlockResultToJson gives them. Adds a warning where more data
+// would help.
+Json SummarizeCalibration(const JobSpec& spec, const std::vector<Json>& blocks,
+                          std::vector<std::string>* warnings);
 
 struct SizeFigures {
   int64_t before_bytes = 0;  // all tensors of the checkpoint
@@ -66,10 +71,10 @@ SizeFigures ComputeSizes(const JobPlan& plan);
 
 struct ReportInputs {
   const JobPlan& plan;
-  Json inputs;       // DigestInputs
+  Json inputs;       // InputDigests
   Json environment;  // JobIdentity::environment
   std::vector<Json> blocks;
-  Json calibration;  // {samples, tokens, error_tokens, ...} or null
+  Json calibration;  // SummarizeCalibration
   Json evaluation;   // or null
   std::vector<FileDigest> outputs;
   std::vector<std::string> warnings;  // beside the plan's and those of fallbacks

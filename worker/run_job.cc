@@ -16,6 +16,7 @@
 #include "common/torch_status.h"
 #include "worker/device.h"
 #include "worker/engine_version.h"
+#include "worker/input_digests.h"
 #include "worker/pipeline.h"
 #include "worker/process_memory.h"
 #include "worker/report.h"
@@ -69,17 +70,17 @@ bool IsRefusal(const absl::Status& status) {
   }
 }
 
-absl::StatusOr<JobPlan> ReadPlan(const RunOptions& options) {
+absl::StatusOr<JobSpec> ReadSpec(const RunOptions& options) {
   PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(options.spec_path));
-  const absl::StatusOr<JobSpec> spec = ParseJobSpec(text);
+  absl::StatusOr<JobSpec> spec = ParseJobSpec(text);
   if (!spec.ok()) return Annotate(spec.status(), options.spec_path);
-  return PlanJob(*spec);
+  return spec;
 }
 
-JobIdentity MakeIdentity(const JobPlan& plan, Json inputs) {
+// But for the inputs, which come later.
+JobIdentity MakeIdentity(const JobPlan& plan) {
   JobIdentity identity;
   identity.spec = SpecWithoutPaths(plan.spec);
-  identity.inputs = std::move(inputs);
   identity.environment = {{"engine_version", EngineVersion()},
                           {"device", plan.compute.device.is_cpu() ? "cpu" : "cuda"},
                           {"compute_dtype", DtypeLabel(plan.compute.dtype)}};
@@ -105,25 +106,34 @@ class JobRun {
 
   // The result's digest.
   absl::StatusOr<std::string> Run();
-  // Whether Run ended before weights were read.
+  // Whether Run ended before weights were of use: none was read, or the inputs can't be.
   bool preparing() const { return preparing_; }
 
  private:
+  absl::StatusOr<std::string> RunPlan(const JobPlan& plan, InputDigests& inputs);
   const RunOptions& options_;
   EventWriter& events_;
   const CancellationToken& cancel_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   bool preparing_ = true;
 };
 
 absl::StatusOr<std::string> JobRun::Run() {
-  const auto start = std::chrono::steady_clock::now();
-  PTQ_ASSIGN_OR_RETURN(const JobPlan plan, ReadPlan(options_));
+  PTQ_ASSIGN_OR_RETURN(const JobSpec spec, ReadSpec(options_));
+  InputDigests inputs(spec, cancel_);
+  PTQ_ASSIGN_OR_RETURN(const JobPlan plan, PlanJob(spec));
+  absl::StatusOr<std::string> digest = RunPlan(plan, inputs);
+  if (!digest.ok() && inputs.Check() == digest.status()) preparing_ = true;
+  return digest;
+}
+
+absl::StatusOr<std::string> JobRun::RunPlan(const JobPlan& plan, InputDigests& inputs) {
   events_.Phase("load", 0);
-  PTQ_ASSIGN_OR_RETURN(Json inputs, DigestInputs(plan.spec, cancel_, [this](double fraction) {
-                         events_.Phase("load", fraction);
-                       }));
-  const JobIdentity identity = MakeIdentity(plan, std::move(inputs));
-  PTQ_ASSIGN_OR_RETURN(const auto folder, JobFolder::Open(options_.output, identity, cancel_));
+  const auto wait = [&] {
+    return inputs.Wait([this](double fraction) { events_.Phase("load", fraction); });
+  };
+  PTQ_ASSIGN_OR_RETURN(const auto folder,
+                       JobFolder::Open(options_.output, MakeIdentity(plan), wait, cancel_));
   preparing_ = false;
   for (const std::string& warning : plan.warnings) events_.Log("warning", warning);
   if (folder->finished_report()) {
@@ -134,8 +144,8 @@ absl::StatusOr<std::string> JobRun::Run() {
   SayStarted(events_, plan, static_cast<int64_t>(folder->finished_blocks().size()));
   for (const std::string& warning : folder->warnings()) events_.Log("warning", warning);
   const BaselineCache cache(options_.cache_dir);
-  Pipeline pipeline(plan, identity, *folder, cache, events_, cancel_);
-  const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+  Pipeline pipeline(plan, inputs, *folder, cache, events_, cancel_);
+  const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start_;
   return pipeline.Run(spent.count());
 }
 

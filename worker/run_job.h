@@ -22,7 +22,7 @@ inline constexpr int kExitBadSpec = 2;
 
 // Runs the job, tells its events, and says on standard error what went wrong in one sentence. The
 // last event is succeeded, failed or cancelled. kExitBadSpec: the spec, what it names, or the
-// output folder can't be used, found before any weight was read.
+// output folder can't be used. Nothing was made of the weights then.
 int RunJob(const RunOptions& options, EventWriter& events, const CancellationToken& cancel);
 
 }  // namespace ptq

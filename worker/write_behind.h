@@ -2,34 +2,68 @@
 #ifndef PTQ_WORKER_WRITE_BEHIND_H_
 #define PTQ_WORKER_WRITE_BEHIND_H_
 
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
 #include <functional>
-#include <future>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 
 namespace ptq {
 
-// Runs one write at a time on a thread of its own, in the order in which they were started. After
-// an error nothing is started any more, and every call returns it. Not thread-safe.
+// Runs up to `slots` writes at a time, and commits what was written one after the other, in the
+// order in which it was started. After an error nothing later is committed, nothing is started any
+// more, and every call returns the error. One thread starts and waits.
 class WriteBehind {
  public:
-  WriteBehind() = default;
-  ~WriteBehind();  // waits for the write in flight, whose error nobody hears of then
+  explicit WriteBehind(int64_t slots = 1) : slots_(slots) {}
+  ~WriteBehind();  // waits for what was started, whose error nobody hears of then
   WriteBehind(const WriteBehind&) = delete;
   WriteBehind& operator=(const WriteBehind&) = delete;
 
-  // Waits for the write in flight and starts `write`, which must make no CUDA call (the caller may
-  // be capturing a graph). What it throws becomes a status. What it holds is released when it is
-  // done.
-  absl::Status Start(std::function<absl::Status()> write);
-  // An error of a write that is over. Does not wait.
+  // Waits until fewer than `slots` writes are under way. Returns the slot that the next Start
+  // takes, 0..slots-1: whatever an earlier write in that slot held is free.
+  absl::StatusOr<int64_t> WaitForSlot();
+  // Waits for a slot and starts `write` in it, then `commit`, which may wait long and should hold
+  // little: it takes no slot. Neither may make a CUDA call (the caller may be capturing a graph).
+  // What they throw becomes a status. What they hold is released when they are done.
+  absl::Status Start(std::function<absl::Status()> write,
+                     std::function<absl::Status()> commit = {});
+  // An error of what is over. Does not wait.
   absl::Status Check();
-  // Waits for the write in flight.
+  // Waits for everything that was started.
   absl::Status Wait();
 
  private:
+  struct Item {
+    std::function<absl::Status()> write;
+    std::function<absl::Status()> commit;
+    int64_t slot = 0;
+    bool written = false;
+    absl::Status status;
+  };
+
+  void WriteLoop();
+  void CommitLoop();
+  absl::Status StatusLocked() const;
+
+  const int64_t slots_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::set<int64_t> free_slots_;
+  std::optional<int64_t> reserved_slot_;  // of the next Start, not among the free ones
+  std::deque<std::shared_ptr<Item>> to_write_;
+  std::deque<std::shared_ptr<Item>> to_commit_;  // in order, those that are being written too
   absl::Status status_;
-  std::future<absl::Status> in_flight_;
+  bool ending_ = false;
+  std::vector<std::jthread> threads_;  // made when something is started
 };
 
 }  // namespace ptq

@@ -131,7 +131,7 @@ class Benchmark:
             "figure": 1000 * step, "unit": "ms/iteration", "iterations": iterations, "per_block": per_block,
             "precision": report["tuning"]["precision"],
             "text": f"{iterations} iterations; a block {per_block['seconds']:.2f} s: tuning {tuning:.2f} ({report['tuning']['precision']}), search "
-                    f"{ms['search']:.0f} ms, observe {ms['observe']:.0f}, load {ms['load']:.0f}, export {ms['export']:.0f}; Fisher "
+                    f"{ms['search']:.0f} ms, observe {ms['observe']:.0f}, load {ms['load']:.0f}, export {ms['export']:.0f}, write behind {ms['write']:.0f}; Fisher "
                     f"pass {figures['timing']['fisher_seconds']:.1f} s; {memory}"}
 
     def gptq_block(self, shape):

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "common/sha256.h"
@@ -63,16 +64,21 @@ TEST_F(CheckpointIoTest, TensorsComeBackBitForBit) {
   EXPECT_THAT(reader->Read("x"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("tensor x")));
 }
 
-TEST_F(CheckpointIoTest, TensorsAreReadIntoMemoryOfTheCaller) {
+TEST_F(CheckpointIoTest, TensorsAreReadInPieces) {
   const at::Tensor values = at::randn({3, 5}).to(at::kHalf);
   PTQ_ASSERT_OK_AND_ASSIGN(const auto reader, Reader({{"v", values}}));
-  at::Tensor memory;
-  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor read,
-                           reader->ReadInto("v", [&](at::IntArrayRef shape, at::ScalarType dtype) {
-                             return memory = at::zeros(shape, at::TensorOptions().dtype(dtype));
-                           }));
-  EXPECT_TRUE(read.is_same(memory));
+  PTQ_ASSERT_OK_AND_ASSIGN(const StoredTensor stored, reader->Describe("v"));
+  EXPECT_EQ(stored.dtype, at::kHalf);
+  EXPECT_EQ(stored.shape, (std::vector<int64_t>{3, 5}));
+  EXPECT_EQ(stored.bytes(), 30);
+  at::Tensor memory = at::zeros({3, 5}, at::kHalf);
+  char* data = static_cast<char*>(memory.data_ptr());
+  ASSERT_THAT(reader->ReadBytes("v", 14, 16, data + 14), IsOk());
+  ASSERT_THAT(reader->ReadBytes("v", 0, 14, data), IsOk());
   EXPECT_TRUE(memory.equal(values));
+  EXPECT_THAT(reader->Describe("x"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("tensor x")));
+  EXPECT_THAT(reader->ReadBytes("x", 0, 2, data),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("tensor x")));
   // A hint, of what is there or not.
   reader->Prefetch("v");
   reader->Prefetch("nothing");
@@ -148,9 +154,12 @@ TEST_F(CheckpointIoTest, AFailedCheckLeavesNothing) {
 }
 
 TEST_F(CheckpointIoTest, AFailedLoadLeavesNothing) {
-  LazyTensor lazy{"a", at::kFloat, {2}, []() -> absl::StatusOr<at::Tensor> {
-                    return absl::InvalidArgumentError("tensor a holds NaN");
-                  }};
+  LazyTensor lazy;
+  lazy.name = "a";
+  lazy.shape = {2};
+  lazy.load = []() -> absl::StatusOr<at::Tensor> {
+    return absl::InvalidArgumentError("tensor a holds NaN");
+  };
   EXPECT_THAT(WriteSafetensors(folder_ + "/f", std::vector<LazyTensor>{lazy}, {}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("NaN")));
   lazy.load = []() -> absl::StatusOr<at::Tensor> { return at::zeros({3}); };
@@ -158,6 +167,35 @@ TEST_F(CheckpointIoTest, AFailedLoadLeavesNothing) {
               StatusIs(absl::StatusCode::kInternal, HasSubstr("tensor a")));
   PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(folder_));
   EXPECT_TRUE(names.empty());
+}
+
+TEST_F(CheckpointIoTest, ATensorInPiecesGivesTheSameFileAsAWholeOne) {
+  const at::Tensor whole = at::arange((21 << 20) / 4 + 3, at::kInt);  // two pieces and a half
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const std::string expected,
+      WriteSafetensors(folder_ + "/whole", std::vector<NamedTensor>{{"a", whole}}, {}));
+  LazyTensor lazy;
+  lazy.name = "a";
+  lazy.dtype = at::kInt;
+  lazy.shape = whole.sizes().vec();
+  lazy.read = [&](int64_t offset, int64_t size, void* out) {
+    std::memcpy(out, static_cast<const char*>(whole.const_data_ptr()) + offset,
+                static_cast<size_t>(size));
+    return absl::OkStatus();
+  };
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const std::string pieces,
+      WriteSafetensors(folder_ + "/pieces", std::vector<LazyTensor>{lazy}, {}));
+  EXPECT_EQ(pieces, expected);
+  PTQ_ASSERT_OK_AND_ASSIGN(const std::string sha256, Sha256File(folder_ + "/pieces"));
+  EXPECT_EQ(sha256, expected);
+
+  lazy.read = [](int64_t offset, int64_t, void*) {
+    return offset == 0 ? absl::OkStatus() : absl::DataLossError("the second piece is gone");
+  };
+  EXPECT_THAT(WriteSafetensors(folder_ + "/half", std::vector<LazyTensor>{lazy}, {}),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("second piece")));
+  EXPECT_FALSE(PathExists(folder_ + "/half"));
 }
 
 TEST_F(CheckpointIoTest, AFolderThatIsMissingIsAnErrorWithThePath) {

@@ -1,5 +1,8 @@
 // Output folders: what is in them, bit for bit, and what the exporters refuse.
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstring>
 
 #include "common/sha256.h"
 #include "formats/checkpoint_exporter.h"
@@ -39,11 +42,13 @@ class ExporterTest : public ::testing::Test {
       PTQ_RETURN_IF_ERROR(
           exporter.WriteBlock(block, testing::RandomBlock(plan, block), *reader_).status());
     }
-    return exporter.Finalize(*reader_);
+    PTQ_RETURN_IF_ERROR(exporter.WriteOuterShards(*reader_, cancel_).status());
+    return exporter.Finalize();
   }
   std::string Out(const std::string& name) const { return root_ + "/out/" + name; }
 
   std::string root_;
+  CancellationToken cancel_;
   CheckpointInspection source_;
   std::unique_ptr<SafetensorsCheckpointReader> reader_;
 };
@@ -308,10 +313,39 @@ TEST_F(ExporterTest, FinalizeNeedsEveryBlockAndWritesNoConfigBefore) {
   const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
   PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
   ASSERT_THAT(exporter->WriteBlock(0, testing::RandomBlock(plan, 0), *reader_), IsOk());
-  EXPECT_THAT(exporter->Finalize(*reader_),
+  ASSERT_THAT(exporter->WriteOuterShards(*reader_, cancel_), IsOk());
+  EXPECT_THAT(exporter->Finalize(),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("model-00003-of-00004")));
   EXPECT_FALSE(PathExists(Out("config.json")));
   EXPECT_FALSE(PathExists(Out("model.safetensors.index.json")));
+}
+
+TEST_F(ExporterTest, OuterShardsAreTheSourcesTensorsByteForByteAndCanBeStopped) {
+  WriteSource(false);
+  const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto digests, exporter->WriteOuterShards(*reader_, cancel_));
+  for (const size_t outer : {0, 1}) {
+    const std::string path = Out(exporter->ShardName(outer == 0 ? 0 : exporter->shard_count() - 1));
+    PTQ_ASSERT_OK_AND_ASSIGN(const std::string sha256, Sha256File(path));
+    EXPECT_EQ(digests[outer], sha256);
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto file, ReadableFile::Open(path));
+    PTQ_ASSERT_OK_AND_ASSIGN(const SafetensorsHeader header, ReadSafetensorsHeader(file));
+    ASSERT_FALSE(header.tensors.empty());
+    for (const TensorInfo& info : header.tensors) {
+      PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor source, reader_->Read(info.name));
+      std::string bytes(static_cast<size_t>(info.bytes()), '\0');
+      ASSERT_THAT(file.ReadAt(header.data_offset + info.begin, bytes.data(), bytes.size()), IsOk());
+      ASSERT_EQ(bytes.size(), source.nbytes());
+      EXPECT_EQ(std::memcmp(bytes.data(), source.const_data_ptr(), bytes.size()), 0) << info.name;
+    }
+    ASSERT_EQ(::unlink(path.c_str()), 0);
+  }
+  cancel_.Cancel();
+  EXPECT_THAT(exporter->WriteOuterShards(*reader_, cancel_),
+              StatusIs(absl::StatusCode::kCancelled, HasSubstr("stop")));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
+  EXPECT_TRUE(names.empty());
 }
 
 TEST_F(ExporterTest, NanInAnUnquantizedTensorIsNamedAndLeavesNoShard) {

@@ -410,6 +410,99 @@ def test_a_stray_temporary_file_is_swept_away(tiny_model, tmp_path, undisturbed)
     assert folder_digests(output) == undisturbed
 
 
+@pytest.fixture
+def slowly_hashed(tiny_model, tmp_path):
+    """The tiny model beside a file that takes far longer to hash than everything else: (folder, the file)."""
+    folder = tmp_path / "slowly-hashed"
+    shutil.copytree(tiny_model, folder)
+    with open(folder / "notes.json", "wb") as notes:
+        notes.truncate(64 << 30)
+    return folder, folder / "notes.json"
+
+
+def run_until_all_blocks_wait(output, spec):
+    """A worker whose blocks are on the disk, but for the inputs' digests, with what that looks like."""
+    worker = Worker(output, spec)
+    shards = [output / f"model-{i:05d}-of-00006.safetensors" for i in range(1, 7)]
+    deadline = time.monotonic() + 60
+    while not all(shard.exists() for shard in shards):
+        assert worker.process.poll() is None and time.monotonic() < deadline, list(output.iterdir())
+        time.sleep(0.05)
+    state = output / ".ptq-worker"
+    assert json.loads((state / "job.json").read_text())["inputs"] is None
+    assert not list(state.glob("block-*.json")) and not (output / "config.json").exists()
+    return worker
+
+
+@pytest.mark.parametrize("change, code", [(lambda p: os.truncate(p, 5), "DATA_LOSS"), (os.utime, "DATA_LOSS"),
+                                          (os.unlink, "NOT_FOUND")])
+def test_an_input_that_changes_while_it_is_hashed_fails_the_job(slowly_hashed, tmp_path, change, code):
+    model, notes = slowly_hashed
+    if code == "NOT_FOUND" or change is os.utime:
+        os.truncate(notes, 6 << 30)  # is hashed to its end
+    worker = run_until_all_blocks_wait(tmp_path / "out", spec_of(model, None, algorithm="rtn", group_size=32))
+    change(notes)
+    worker.finish(2 if code == "NOT_FOUND" else 1)
+    assert worker.events[-1]["code"] == code and str(notes) in worker.events[-1]["message"]
+    assert not worker.of_type("block_done")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_sigterm_while_blocks_wait_for_the_inputs_leaves_nothing(slowly_hashed, tmp_path):
+    worker = run_until_all_blocks_wait(tmp_path / "out", spec_of(slowly_hashed[0], None, algorithm="rtn", group_size=32))
+    start = time.monotonic()
+    worker.process.send_signal(signal.SIGTERM)
+    worker.finish(143)
+    assert time.monotonic() - start < 5
+    assert worker.events[-1]["type"] == "cancelled" and not worker.of_type("block_done")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_run_killed_before_its_inputs_were_known_is_worth_nothing(slowly_hashed, tiny_model, tmp_path):
+    model, notes = slowly_hashed
+    spec = spec_of(model, None, algorithm="rtn", group_size=32)
+    worker = run_until_all_blocks_wait(tmp_path / "out", spec)
+    worker.process.kill()
+    worker.process.wait()
+    notes.unlink()  # another job by content
+    again = run(tmp_path / "out", spec)
+    assert again.of_type("started")[0]["blocks_resumed"] == 0
+    assert [e["block"] for e in again.of_type("block_done")] == [0, 1, 2, 3]
+    whole = run(tmp_path / "whole", spec_of(tiny_model, None, algorithm="rtn", group_size=32))
+    assert folder_digests(tmp_path / "out") == folder_digests(whole.output)
+
+
+def test_the_metric_is_complete_only_when_the_inputs_are_known(slowly_hashed, tmp_path):
+    worker = Worker(tmp_path / "out", spec_of(slowly_hashed[0], **TUNED))
+    fisher = tmp_path / "out" / ".ptq-worker" / "fisher"
+    deadline = time.monotonic() + 60
+    while len(list(fisher.glob("fisher-*.safetensors"))) < 4:
+        assert worker.process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    # From then on the wait is what the job tells of.
+    worker.read_until(lambda e: e["type"] == "phase" and e["phase"] == "fisher")
+    worker.read_until(lambda e: e["type"] == "phase" and e["phase"] == "load")
+    assert not (fisher / "fisher.json").exists()
+    worker.process.send_signal(signal.SIGTERM)
+    worker.finish(143)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_with_finished_blocks_the_inputs_are_known_first(slowly_hashed, tmp_path):
+    model, notes = slowly_hashed
+    notes.unlink()
+    kill_after_first_block(tmp_path / "out", spec_of(model, **SLOW))
+    before = {p.name for p in (tmp_path / "out").rglob("*")}
+    with open(notes, "wb") as file:
+        file.truncate(64 << 30)
+    worker = Worker(tmp_path / "out", spec_of(model, **SLOW))
+    worker.read_until(lambda e: e["type"] == "phase" and e["phase"] == "load" and e["phase_fraction"] > 0)
+    worker.process.send_signal(signal.SIGTERM)
+    worker.finish(143)
+    assert not worker.of_type("started")
+    assert {p.name for p in (tmp_path / "out").rglob("*")} == before
+
+
 @pytest.mark.parametrize("change, expected", [
     ({"bits": 9}, "bits"), ({"bits": "four"}, "bits"), ({"speed": 11}, "speed"), ({"group_size": 48}, "48"),
     ({"rule": ["model.nothing:skip"]}, "model.nothing"), ({"rule": [".*:skip"]}, "skip every layer"),

@@ -105,8 +105,12 @@ absl::Status Export(const std::string& spec_path) {
     PTQ_RETURN_IF_ERROR(affine->WriteBlock(index, modules, *reader).status());
     PTQ_RETURN_IF_ERROR(dequantized->WriteBlock(index, modules, *reader).status());
   }
-  PTQ_RETURN_IF_ERROR(affine->Finalize(*reader));
-  return dequantized->Finalize(*reader);
+  const CancellationToken never;
+  for (CheckpointExporter* exporter : {affine.get(), dequantized.get()}) {
+    PTQ_RETURN_IF_ERROR(exporter->WriteOuterShards(*reader, never).status());
+    PTQ_RETURN_IF_ERROR(exporter->Finalize());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Tokens(const std::vector<std::string>& arguments) {

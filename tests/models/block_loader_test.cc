@@ -27,14 +27,17 @@ class WatchedCheckpoint final : public CheckpointReader {
   explicit WatchedCheckpoint(const testing::InMemoryCheckpoint& checkpoint)
       : checkpoint_(checkpoint) {}
 
-  absl::StatusOr<at::Tensor> ReadInto(const std::string& name,
-                                      const TensorAllocator& allocate) const override {
+  absl::StatusOr<StoredTensor> Describe(const std::string& name) const override {
+    return checkpoint_.Describe(name);
+  }
+  absl::Status ReadBytes(const std::string& name, int64_t offset, int64_t size,
+                         void* out) const override {
     if (!held.empty() && name.find(held) != std::string::npos) gate.wait();
-    {
+    if (offset == 0) {
       const std::lock_guard<std::mutex> lock(mutex_);
       ++reads_[BlockOf(name)];
     }
-    return checkpoint_.ReadInto(name, allocate);
+    return checkpoint_.ReadBytes(name, offset, size, out);
   }
   void Prefetch(const std::string& name) const override {
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include <cstring>
 #include <map>
 #include <string>
 
@@ -17,13 +18,17 @@ namespace ptq::testing {
 
 class InMemoryCheckpoint final : public CheckpointReader {
  public:
-  absl::StatusOr<at::Tensor> ReadInto(const std::string& name,
-                                      const TensorAllocator& allocate) const override {
+  absl::StatusOr<StoredTensor> Describe(const std::string& name) const override {
     const auto found = tensors.find(name);
-    if (found == tensors.end()) {
-      return absl::NotFoundError(name + ": no such tensor");
-    }
-    return allocate(found->second.sizes(), found->second.scalar_type()).copy_(found->second);
+    if (found == tensors.end()) return absl::NotFoundError(name + ": no such tensor");
+    return StoredTensor{found->second.scalar_type(), found->second.sizes().vec()};
+  }
+  absl::Status ReadBytes(const std::string& name, int64_t offset, int64_t size,
+                         void* out) const override {
+    const at::Tensor tensor = tensors.at(name).contiguous();
+    std::memcpy(out, static_cast<const char*>(tensor.const_data_ptr()) + offset,
+                static_cast<size_t>(size));
+    return absl::OkStatus();
   }
   void Prefetch(const std::string&) const override {}
   bool Contains(const std::string& name) const override { return tensors.count(name) > 0; }

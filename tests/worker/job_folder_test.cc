@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include "common/file.h"
@@ -36,7 +37,21 @@ class JobFolderTest : public ::testing::Test {
   void TearDown() override { ASSERT_THAT(RemoveTree(root_), IsOk()); }
 
   absl::StatusOr<std::unique_ptr<JobFolder>> Open() {
-    return JobFolder::Open(path_, identity_, cancel_);
+    JobIdentity identity = identity_;
+    identity.inputs = nullptr;
+    return JobFolder::Open(
+        path_, identity,
+        [this]() -> absl::StatusOr<Json> {
+          ++asked_for_inputs_;
+          if (!inputs_status_.ok()) return inputs_status_;
+          return identity_.inputs;
+        },
+        cancel_);
+  }
+  // One whose job has finished no block, and knows its inputs.
+  void Identify() {
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+    ASSERT_THAT(folder->Identify(), IsOk());
   }
   void WriteFile(const std::string& name, const std::string& data) {
     ASSERT_THAT(WriteFileAtomically(JoinPath(path_, name), data), IsOk());
@@ -63,6 +78,8 @@ class JobFolderTest : public ::testing::Test {
   std::string root_;
   std::string path_;
   JobIdentity identity_;
+  absl::Status inputs_status_;
+  int asked_for_inputs_ = 0;
   CancellationToken cancel_;
 };
 
@@ -103,14 +120,14 @@ TEST_F(JobFolderTest, ADamagedShardIsRedoneWithAllAfterIt) {
 }
 
 TEST_F(JobFolderTest, RefusesAnotherSpecSayingWhatDiffers) {
-  ASSERT_THAT(Open(), IsOk());
+  Identify();
   identity_.spec["bits"] = 3;
   EXPECT_THAT(Open(),
               StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("bits is 4 there and 3 here")));
 }
 
 TEST_F(JobFolderTest, RefusesOtherInputContent) {
-  ASSERT_THAT(Open(), IsOk());
+  Identify();
   identity_.inputs["model"][0]["sha256"] = "01";
   EXPECT_THAT(Open(), StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("model input")));
 }
@@ -136,10 +153,10 @@ TEST_F(JobFolderTest, RecordsOfAnotherEngineAreDiscarded) {
 }
 
 TEST_F(JobFolderTest, RemovesTemporaryFilesOfAKilledRun) {
-  ASSERT_THAT(Open(), IsOk());
+  Identify();
   WriteFile("model-00002-of-00005.safetensors.tmp.123.0", "half");
   WriteFile(".ptq-worker/block-00000.json.tmp.123.1", "half");
-  ASSERT_THAT(Open(), IsOk());
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
   EXPECT_THAT(Files(), ElementsAre(".ptq-worker"));
   EXPECT_FALSE(PathExists(JoinPath(path_, ".ptq-worker/block-00000.json.tmp.123.1")));
 }
@@ -148,6 +165,7 @@ TEST_F(JobFolderTest, AFinishedFolderHoldsNoStateAndIsRecognised) {
   {
     PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
     WriteFile("config.json", "{}");
+    ASSERT_THAT(folder->Identify(), IsOk());
     ASSERT_THAT(folder->Finish("<html>", ReportOf("config.json", "{}")), IsOk());
   }
   EXPECT_THAT(Files(), ElementsAre("config.json", "report.html", "report.json"));
@@ -160,6 +178,7 @@ TEST_F(JobFolderTest, ADamagedResultIsDoneAgain) {
   {
     PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
     WriteFile("config.json", "{}");
+    ASSERT_THAT(folder->Identify(), IsOk());
     ASSERT_THAT(folder->Finish("<html>", ReportOf("config.json", "{}")), IsOk());
   }
   WriteFile("config.json", "{ }");
@@ -172,10 +191,66 @@ TEST_F(JobFolderTest, ADamagedResultIsDoneAgain) {
 TEST_F(JobFolderTest, AReportThatNamesFilesOutsideIsNotBelieved) {
   {
     PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+    ASSERT_THAT(folder->Identify(), IsOk());
     ASSERT_THAT(folder->Finish("<html>", ReportOf("../secret", "")), IsOk());
   }
   PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
   EXPECT_FALSE(folder->finished_report());
+}
+
+TEST_F(JobFolderTest, AFreshFolderAsksForItsInputsWhenTheFirstBlockIsFinished) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+  EXPECT_EQ(asked_for_inputs_, 0);
+  EXPECT_TRUE(folder->identity().inputs.is_null());
+  FinishBlock(*folder, 0);
+  FinishBlock(*folder, 1);
+  EXPECT_EQ(asked_for_inputs_, 1);
+  EXPECT_EQ(folder->identity().inputs, identity_.inputs);
+}
+
+TEST_F(JobFolderTest, AFolderWithFinishedBlocksAsksBeforeItUsesThem) {
+  {
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+    FinishBlock(*folder, 0);
+  }
+  asked_for_inputs_ = 0;
+  inputs_status_ = absl::DataLossError("a file became shorter");
+  EXPECT_THAT(Open(), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("shorter")));
+  EXPECT_EQ(asked_for_inputs_, 1);
+  inputs_status_ = absl::OkStatus();
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+  EXPECT_THAT(folder->finished_blocks(), SizeIs(1));
+}
+
+TEST_F(JobFolderTest, WithoutItsInputsNoBlockIsFinishedAndNothingStays) {
+  {
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+    inputs_status_ = absl::PermissionDeniedError("model.safetensors");
+    WriteFile("model-00002-of-00005.safetensors", "shard 0");
+    EXPECT_THAT(folder->FinishBlock("model-00002-of-00005.safetensors", Sha256Hex("shard 0"), {}),
+                StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("model.safetensors")));
+    EXPECT_THAT(folder->finished_blocks(), IsEmpty());
+    EXPECT_FALSE(PathExists(JoinPath(path_, ".ptq-worker/block-00000.json")));
+  }
+  EXPECT_THAT(Files(), IsEmpty());
+}
+
+TEST_F(JobFolderTest, WhatARunLeftThatWasKilledBeforeItKnewItsInputsIsDiscarded) {
+  {
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+    WriteFile("model-00002-of-00005.safetensors", "shard 0");
+    WriteFile("model-00003-of-00005.safetensors.tmp.123.0", "half");
+    WriteFile(".ptq-worker/fisher.json", "{}");
+    std::filesystem::copy(path_, JoinPath(root_, "killed"),
+                          std::filesystem::copy_options::recursive);
+  }
+  path_ = JoinPath(root_, "killed");
+  identity_.spec["bits"] = 3;  // even another job may take the folder
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+  EXPECT_EQ(asked_for_inputs_, 0);
+  EXPECT_THAT(folder->warnings(), IsEmpty());
+  EXPECT_THAT(Files(), ElementsAre(".ptq-worker"));
+  EXPECT_FALSE(PathExists(JoinPath(path_, ".ptq-worker/fisher.json")));
 }
 
 TEST_F(JobFolderTest, TwoWorkersDoNotShareAFolder) {
