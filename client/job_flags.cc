@@ -161,6 +161,11 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
   const auto job = [](CLI::Option* option) { option->group("Job"); };
   job(AddChoice(command, "--device", spec.device, ParseDevice, DeviceName,
                 absl::StrJoin(kDeviceNames, "|"), "Where the worker computes."));
+  job(AddChoice(command, "--low-memory", spec.low_memory, ParseLowMemory, LowMemoryName,
+                absl::StrJoin(kLowMemoryNames, "|"),
+                "On a GPU: on takes as little of its memory as it can (activations in host memory, "
+                "smaller pieces at a time), somewhat slower; auto does so as far as the job would "
+                "not fit otherwise."));
   job(command
           .add_option("--label", flags.labels,
                       "KEY=VALUE that the job carries; `ptq list --filter` finds it. Repeatable.")
@@ -237,6 +242,7 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
   message.set_output_format(OutputFormatName(spec.format));
   message.set_seed(spec.seed);
   message.mutable_resources()->set_device(DeviceName(spec.device));
+  message.mutable_resources()->set_low_memory(LowMemoryName(spec.low_memory));
   message.set_cache_policy(flags.no_reuse ? v1::SKIP_LOOKUP : v1::REUSE);
   message.mutable_calibration()->set_samples(spec.samples);
   message.mutable_calibration()->set_sequence_length(spec.sequence_length);

@@ -152,6 +152,7 @@ std::string FlagForField(const std::string& field_path) {
       {"tuning_precision", "--tuning-precision"},
       {"seed", "--seed"},
       {"device", "--device"},
+      {"low_memory", "--low-memory"},
       {"format", "--format"},
       {"output_format", "--format"},
       {"rule", "--rule"},

@@ -17,6 +17,9 @@ namespace ptq {
 // kInternal, errors of CUDA included.
 absl::Status StatusFromCurrentException(const std::string& context);
 
+// Whether a GPU's memory ran out, as opposed to the host's or a disk.
+bool IsDeviceMemoryExhausted(const absl::Status& status);
+
 // Runs `body` and turns what it throws into a status whose message begins with `context`. `body`
 // returns absl::Status or absl::StatusOr<T>, and so does this.
 template <typename Body>

@@ -123,22 +123,40 @@ absl::StatusOr<std::unique_ptr<DecoderModel>> DecoderModel::Create(const ModelCo
   return std::unique_ptr<DecoderModel>(new DecoderModel(config, reader, options));
 }
 
+absl::StatusOr<at::Tensor> DecoderModel::ReadEmbedding(const at::Tensor& ids) const {
+  if (ids.dim() != 2 || ids.numel() == 0 || ids.scalar_type() != at::kLong) {
+    return absl::InvalidArgumentError("token ids must be a non-empty int64 [samples, length]");
+  }
+  const int64_t lowest = ids.min().item<int64_t>();
+  const int64_t highest = ids.max().item<int64_t>();
+  if (lowest < 0 || highest >= config_.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("token id %d is outside of the model's vocabulary of %d",
+                        lowest < 0 ? lowest : highest, config_.vocab_size));
+  }
+  const std::vector<TableTensor> table = BuildTensorTable(config_);
+  const TableTensor& row = *FindOuterRow(table, TensorRole::kEmbedding);
+  return OfShape(reader_.Read(row.name), row);
+}
+
+absl::StatusOr<at::Tensor> DecoderModel::Embed(const at::Tensor& ids,
+                                               const HiddenAllocator& allocate) const {
+  return CatchTorchErrors("embedding", [&]() -> absl::StatusOr<at::Tensor> {
+    const at::NoGradGuard no_grad;
+    PTQ_ASSIGN_OR_RETURN(const at::Tensor embedding, ReadEmbedding(ids));
+    const at::Tensor hidden =
+        allocate({ids.size(0), ids.size(1), config_.hidden_size}, options_.dtype);
+    for (int64_t sample = 0; sample < ids.size(0); ++sample) {
+      hidden.select(0, sample).copy_(embedding.index_select(0, ids.select(0, sample)));
+    }
+    return hidden;
+  });
+}
+
 absl::StatusOr<at::Tensor> DecoderModel::Embed(const at::Tensor& ids) const {
   return CatchTorchErrors("embedding", [&]() -> absl::StatusOr<at::Tensor> {
     at::NoGradGuard no_grad;
-    if (ids.dim() != 2 || ids.numel() == 0 || ids.scalar_type() != at::kLong) {
-      return absl::InvalidArgumentError("token ids must be a non-empty int64 [samples, length]");
-    }
-    const int64_t lowest = ids.min().item<int64_t>();
-    const int64_t highest = ids.max().item<int64_t>();
-    if (lowest < 0 || highest >= config_.vocab_size) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("token id %d is outside of the model's vocabulary of %d",
-                          lowest < 0 ? lowest : highest, config_.vocab_size));
-    }
-    const std::vector<TableTensor> table = BuildTensorTable(config_);
-    const TableTensor& row = *FindOuterRow(table, TensorRole::kEmbedding);
-    PTQ_ASSIGN_OR_RETURN(const at::Tensor embedding, OfShape(reader_.Read(row.name), row));
+    PTQ_ASSIGN_OR_RETURN(const at::Tensor embedding, ReadEmbedding(ids));
     std::vector<int64_t> shape = ids.sizes().vec();
     shape.push_back(config_.hidden_size);
     // Of more tokens than the vocabulary has, the states would be more to move than the embedding.

@@ -64,6 +64,9 @@ class DecoderModel {
   // ids [B, T] int64 (CPU) -> hidden [B, T, D] in the compute dtype on the device. The embedding is
   // read for the call and released after it.
   absl::StatusOr<at::Tensor> Embed(const at::Tensor& ids) const;
+  // The same in memory that `allocate` makes, anywhere, sample by sample: no copy of all beside it.
+  using HiddenAllocator = std::function<at::Tensor(at::IntArrayRef shape, at::ScalarType dtype)>;
+  absl::StatusOr<at::Tensor> Embed(const at::Tensor& ids, const HiddenAllocator& allocate) const;
   // Reads block `index`; nothing else stays loaded.
   absl::StatusOr<std::unique_ptr<DecoderBlock>> LoadBlock(int64_t index) const;
   // The same of tensors that `read` gives by name, in any dtype, on any device; they are shared
@@ -84,6 +87,9 @@ class DecoderModel {
   DecoderModel(const ModelConfig& config, const CheckpointReader& reader,
                const ComputeOptions& options)
       : config_(config), reader_(reader), options_(options) {}
+  // The embedding, after a check of `ids` against it.
+  absl::StatusOr<at::Tensor> ReadEmbedding(const at::Tensor& ids) const;
+
   ModelConfig config_;
   const CheckpointReader& reader_;
   ComputeOptions options_;

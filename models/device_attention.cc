@@ -12,9 +12,6 @@ namespace {
 
 using Shape = DeviceAttention::Shape;
 
-// The deterministic backward pass takes workspace for each sample: so many go at once as fit.
-constexpr int64_t kWorkspaceBytes = int64_t{5} << 28;
-
 // Rows of heads as [batch, heads, length, head_dim].
 at::Tensor Heads(const at::Tensor& rows, const Shape& shape) {
   return rows.unflatten(1, {-1, shape.head_dim})
@@ -103,8 +100,9 @@ at::Tensor DeviceAttention::Backward(const at::Tensor& output_gradient) const {
     const auto workspace_of = [&](int64_t count) {
       return CudaKernels().attention_workspace(spans_of(0, count), AttentionDirection::kBackward);
     };
+    // The deterministic kernel takes workspace for each sample: so many go at once as fit.
     int64_t step = shape_.batch;
-    while (step > 1 && workspace_of(step) > kWorkspaceBytes) step = (step + 1) / 2;
+    while (step > 1 && workspace_of(step) > shape_.workspace_bytes) step = (step + 1) / 2;
     if (workspace_of(step) >= 0) {
       for (int64_t begin = 0; begin < shape_.batch; begin += step) {
         const int64_t count = std::min(step, shape_.batch - begin);

@@ -24,12 +24,16 @@ struct PackedHeads {
 // attention, which is slower.
 class DeviceAttention {
  public:
+  // Workspace of the backward pass; where one sample takes more, it gets it.
+  static constexpr int64_t kWorkspaceBytes = int64_t{5} << 28;
+
   struct Shape {
     int64_t batch = 0;
     int64_t length = 0;
     int64_t heads = 0;
     int64_t key_heads = 0;
     int64_t head_dim = 0;
+    int64_t workspace_bytes = kWorkspaceBytes;
   };
   // query [batch · length, heads · head_dim], key and value with key_heads; columns are contiguous,
   // rows may be part of wider ones. Returns attention's output, [batch · length, heads · head_dim]

@@ -12,6 +12,7 @@
 #include "common/status_macros.h"
 #include "common/torch_status.h"
 #include "models/input_gradient.h"
+#include "observers/block_inputs.h"
 #include "observers/hidden_store.h"
 #include "observers/sampled_labels.h"
 
@@ -81,7 +82,7 @@ absl::Status FisherObserver::Observe(
     // Slot b: the output of block b. The last one: the gradient of the block in hand's output.
     at::Tensor hidden = embedding;
     const std::vector<int64_t> shape = hidden.sizes().vec();
-    const at::TensorOptions options = hidden.options();
+    const at::TensorOptions options = hidden.options().device(model_.options().device);
     PTQ_ASSIGN_OR_RETURN(HiddenStore store,
                          HiddenStore::Create(blocks + 1, shape, options,
                                              {.device_bytes = options_.device_bytes,
@@ -92,8 +93,10 @@ absl::Status FisherObserver::Observe(
       for (int64_t begin = 0; begin < samples; begin += step) {
         PTQ_RETURN_IF_ERROR(cancel.Check());
         const int64_t count = std::min(step, samples - begin);
-        at::Tensor input = hidden.defined() ? hidden.narrow(0, begin, count) : at::Tensor();
-        if (!input.defined()) {
+        at::Tensor input;
+        if (hidden.defined()) {
+          input = ToDevice(hidden.narrow(0, begin, count), options.device());
+        } else {
           PTQ_ASSIGN_OR_RETURN(input, store.Read(index - 1, begin, count));
         }
         PTQ_RETURN_IF_ERROR(store.Write(index, begin, block->Forward(input, rotary)));

@@ -38,9 +38,9 @@ class FisherObserver {
   FisherObserver(BlockLoader& loader, const FisherOptions& options)
       : loader_(loader), model_(loader.model()), options_(options) {}
 
-  // `embedding` [S, T, D]: the model's, of S samples, in its dtype on its device. Calls
-  // `consume(block, F)` from the last block to the first, F [D, D] float32, symmetric, on the
-  // device; `progress` (may be empty) gets the finished fraction. Equal calls give equal bits.
+  // `embedding` [S, T, D]: the model's, of S samples, in its dtype, on its device or in host
+  // memory. Calls `consume(block, F)` from the last block to the first, F [D, D] float32, symmetric,
+  // on the device; `progress` (may be empty) gets the finished fraction. Equal calls give equal bits.
   // kCancelled; kResourceExhausted; kUnimplemented where a block cannot be differentiated; an error
   // of `consume`.
   absl::Status Observe(const at::Tensor& embedding, const CancellationToken& cancel,

@@ -47,56 +47,51 @@ std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at
   const int64_t every = hessians ? 1 : std::max<int64_t>(1, tokens / kImportanceTokens);
   for (int64_t begin = 0; begin < inputs.size(0); begin += every * micro_batch) {
     const int64_t count = std::min(micro_batch, inputs.size(0) - begin);
-    block.Forward(inputs.narrow(0, begin, count), rotary, apply);
+    block.Forward(ToDevice(inputs.narrow(0, begin, count), DeviceOf(block)), rotary, apply);
   }
   return observer.Finish();
 }
 
-// Outputs of all samples. `apply` sees those that are not held out alone, in the same micro-batches
-// whatever is held out.
-at::Tensor RunAll(const DecoderBlock& block, const at::Tensor& inputs, const RotaryTable& rotary,
-                  int64_t micro_batch, int64_t held_out, const LinearFunction& apply) {
-  const int64_t samples = inputs.size(0) - held_out;
-  at::Tensor outputs = at::empty_like(inputs, at::MemoryFormat::Contiguous);
-  at::Tensor seen = outputs.narrow(0, 0, samples);
-  RunBlockInto(block, inputs.narrow(0, 0, samples), rotary, micro_batch, apply, seen);
-  if (held_out > 0) {
-    at::Tensor unseen = outputs.narrow(0, samples, held_out);
-    RunBlockInto(block, inputs.narrow(0, samples, held_out), rotary, micro_batch, {}, unseen);
-  }
-  return outputs;
-}
-
-// |y - y*|² / |y*|² of each token of [S, T, D] by one kernel, [S, T] float32.
-at::Tensor TokenErrors(const at::Tensor& outputs, const at::Tensor& targets) {
+// |y - y*|² / |y*|² of each token of [S, T, D], [S, T] float32 on `device`: by one kernel, or sample
+// by sample from host memory, to the same bits.
+at::Tensor TokenErrors(const at::Tensor& outputs, const at::Tensor& targets, at::Device device) {
   const CudaApi& cuda = CudaKernels();
-  at::Tensor errors = at::empty(outputs.sizes().slice(0, 2), outputs.options().dtype(at::kFloat));
-  const at::Tensor values = outputs.contiguous();
-  const at::Tensor expected = targets.contiguous();
-  CheckCuda(cuda.row_errors({.values = values.const_data_ptr(),
-                             .targets = expected.const_data_ptr(),
-                             .errors = errors.mutable_data_ptr<float>(),
-                             .rows = errors.numel(),
-                             .width = outputs.size(2),
-                             .dtype = HiddenDtypeOf(outputs.scalar_type())},
-                            cuda.current_stream()));
+  const int64_t samples = outputs.size(0);
+  at::Tensor errors =
+      at::empty(outputs.sizes().slice(0, 2), at::TensorOptions(device).dtype(at::kFloat));
+  const int64_t step = outputs.is_cuda() ? samples : 1;
+  for (int64_t begin = 0; begin < samples; begin += step) {
+    const at::Tensor values = ToDevice(outputs.narrow(0, begin, step), device).contiguous();
+    const at::Tensor expected = ToDevice(targets.narrow(0, begin, step), device).contiguous();
+    at::Tensor part = errors.narrow(0, begin, step);
+    CheckCuda(cuda.row_errors({.values = values.const_data_ptr(),
+                               .targets = expected.const_data_ptr(),
+                               .errors = part.mutable_data_ptr<float>(),
+                               .rows = part.numel(),
+                               .width = outputs.size(2),
+                               .dtype = HiddenDtypeOf(outputs.scalar_type())},
+                              cuda.current_stream()));
+  }
   return errors;
 }
 
 // Sum over tokens that count of |y - y*|² / |y*|², and their number: [2] float64 on the device.
 at::Tensor RelativeErrors(const at::Tensor& outputs, const at::Tensor& targets,
                           const at::Tensor& mask) {
-  if (outputs.is_cuda() && outputs.element_size() == 2 && outputs.size(2) % kHiddenPack == 0) {
+  if (mask.is_cuda() && outputs.element_size() == 2 && outputs.size(2) % kHiddenPack == 0) {
     const at::Tensor counts = mask.ne(0);
-    const at::Tensor errors = TokenErrors(outputs, targets);
+    const at::Tensor errors = TokenErrors(outputs, targets, mask.device());
     return at::stack({at::where(counts, errors, at::zeros({}, errors.options())).sum(at::kDouble),
                       counts.sum(at::kDouble)});
   }
-  at::Tensor sums = at::zeros({2}, outputs.options().dtype(at::kDouble));
+  at::Tensor sums = at::zeros({2}, mask.options().dtype(at::kDouble));
   for (int64_t sample = 0; sample < outputs.size(0); ++sample) {  // one in float32 at a time
-    const at::Tensor target = targets.select(0, sample).to(at::kFloat);
-    const at::Tensor error = (outputs.select(0, sample).to(at::kFloat) - target).square().sum(-1) /
-                             target.square().sum(-1).clamp_min(1e-30);
+    const auto wide = [&](const at::Tensor& chain) {
+      return ToDevice(chain.select(0, sample), mask.device()).to(at::kFloat);
+    };
+    const at::Tensor target = wide(targets);
+    const at::Tensor error =
+        (wide(outputs) - target).square().sum(-1) / target.square().sum(-1).clamp_min(1e-30);
     const at::Tensor counts = mask.select(0, sample).ne(0);
     sums.select(0, 0).add_(at::where(counts, error, at::zeros_like(error)).sum(at::kDouble));
     sums.select(0, 1).add_(counts.sum());
@@ -112,7 +107,12 @@ absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
     return absl::InvalidArgumentError(
         absl::StrFormat("a micro-batch of %d samples: it must be at least 1", options.micro_batch));
   }
-  PTQ_ASSIGN_OR_RETURN(const at::Tensor hidden, model.Embed(ids));
+  at::Tensor hidden;
+  if (!options.allocate) {
+    PTQ_ASSIGN_OR_RETURN(hidden, model.Embed(ids));
+  } else {
+    PTQ_ASSIGN_OR_RETURN(hidden, model.Embed(ids, options.allocate));
+  }
   if (options.held_out < 0 || options.held_out >= ids.size(0)) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%d of %d samples cannot be held out", options.held_out, ids.size(0)));
@@ -127,11 +127,34 @@ absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
         if (options.full_precision) observer->full_precision_ = hidden;
         observer->quantized_ = hidden;
         observer->inputs_.token_mask =
-            LastPositionMask(ids.size(0) - options.held_out, ids.size(1), hidden.device());
+            LastPositionMask(ids.size(0) - options.held_out, ids.size(1), model.options().device);
         observer->rotary_ = model.MakeRotaryTable(ids.size(1));
         observer->ShowInputs();
         return observer;
       });
+}
+
+at::Tensor BlockInputObserver::RunFullPrecision(const DecoderBlock& block,
+                                                const LinearFunction& apply) {
+  at::Tensor outputs;
+  if (options_.allocate && !ChainsAreEqual()) {
+    outputs = full_precision_;
+  } else if (options_.allocate) {
+    outputs = options_.allocate(full_precision_.sizes(), full_precision_.scalar_type());
+  } else {
+    outputs = at::empty_like(full_precision_, at::MemoryFormat::Contiguous);
+  }
+  const int64_t held_out = options_.held_out;
+  const int64_t samples = full_precision_.size(0) - held_out;
+  at::Tensor seen = outputs.narrow(0, 0, samples);
+  RunBlockInto(block, full_precision_.narrow(0, 0, samples), rotary_, options_.micro_batch, apply,
+               seen);
+  if (held_out > 0) {
+    at::Tensor unseen = outputs.narrow(0, samples, held_out);
+    RunBlockInto(block, full_precision_.narrow(0, samples, held_out), rotary_, options_.micro_batch,
+                 {}, unseen);
+  }
+  return outputs;
 }
 
 void BlockInputObserver::ShowInputs() {
@@ -154,8 +177,7 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
     LinearObserver observer(block, hessians);
     const bool at_once = options_.statistics != InputStatistics::kNone && ChainsAreEqual();
     if (options_.full_precision) {
-      outputs_ = RunAll(block, full_precision_, rotary_, options_.micro_batch, options_.held_out,
-                        at_once ? observer.Observe() : LinearFunction());
+      outputs_ = RunFullPrecision(block, at_once ? observer.Observe() : LinearFunction());
       observed.targets = outputs_.narrow(0, 0, outputs_.size(0) - options_.held_out);
     }
     if (at_once) {
@@ -171,8 +193,7 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
 absl::StatusOr<ReconstructionError> BlockInputObserver::Replay(
     const DecoderBlock& block, const std::vector<at::Tensor>& quantized_weights) {
   PTQ_RETURN_IF_ERROR(CatchTorchErrors(block.name(), [&] {
-    if (!options_.full_precision) return absl::OkStatus();
-    outputs_ = RunAll(block, full_precision_, rotary_, options_.micro_batch, options_.held_out, {});
+    if (options_.full_precision) outputs_ = RunFullPrecision(block, {});
     return absl::OkStatus();
   }));
   return Advance(block, quantized_weights);
@@ -224,9 +245,10 @@ ReconstructionError BlockInputObserver::MeasureError() const {
   const int64_t samples = quantized_.size(0) - held_out;
   const at::Tensor sums =
       at::cat({RelativeErrors(inputs_.quantized, inputs_.full_precision, inputs_.token_mask),
-               RelativeErrors(quantized_.narrow(0, samples, held_out),
-                              full_precision_.narrow(0, samples, held_out),
-                              LastPositionMask(held_out, quantized_.size(1), quantized_.device()))})
+               RelativeErrors(
+                   quantized_.narrow(0, samples, held_out),
+                   full_precision_.narrow(0, samples, held_out),
+                   LastPositionMask(held_out, quantized_.size(1), inputs_.token_mask.device()))})
           .cpu();
   const double* sum = sums.const_data_ptr<double>();
   // Windows of one token have none that counts, and no error.

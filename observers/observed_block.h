@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -58,6 +59,9 @@ struct BlockInputOptions {
   // Whether there is a full-precision chain: targets, and errors of the other chain against it.
   // Only tuning looks at them, and the chain costs a pass through every block.
   bool full_precision = true;
+  // Makes the memory of a chain, uninitialized, in host memory (page-locked, or copies are slow).
+  // Empty: chains lie on the model's device.
+  std::function<at::Tensor(at::IntArrayRef shape, at::ScalarType dtype)> allocate;
 };
 
 // Holds the calibration samples' hidden states in front of the next block, and advances them.
@@ -72,6 +76,10 @@ class BlockInputObserver {
   // A pass over the samples for the targets on the full-precision chain, and one on the quantized
   // chain for the statistics, as far as they are asked for (one for both while the chains are
   // equal). The result borrows from `block` and from this observer until Advance.
+  //
+  // Chains in host memory are saved from a third one: the targets overwrite the full-precision
+  // chain once it is another one than the quantized. After an error status the chains are of no
+  // use.
   absl::StatusOr<ObservedBlock> Observe(const DecoderBlock& block);
   // Moves both chains behind the block that was observed last: full precision to its targets,
   // quantized through the block with `quantized_weights` (by linear index, rounded to the compute
@@ -84,12 +92,17 @@ class BlockInputObserver {
   // same bits.
   absl::StatusOr<ReconstructionError> Replay(const DecoderBlock& block,
                                              const std::vector<at::Tensor>& quantized_weights);
+  // Samples a forward pass from the next block on.
+  void set_micro_batch(int64_t samples) { options_.micro_batch = samples; }
   const BlockInputs& inputs() const { return inputs_; }
   const RotaryTable& rotary() const { return rotary_; }
 
  private:
   explicit BlockInputObserver(const BlockInputOptions& options) : options_(options) {}
   bool ChainsAreEqual() const { return quantized_.is_same(full_precision_); }
+  // The block's outputs on the full-precision chain, of all samples. `apply` sees those that are
+  // not held out alone, in the same micro-batches whatever is held out.
+  at::Tensor RunFullPrecision(const DecoderBlock& block, const LinearFunction& apply);
   void ShowInputs();
   ReconstructionError MeasureError() const;
 
@@ -97,7 +110,7 @@ class BlockInputObserver {
   at::Tensor full_precision_;
   at::Tensor quantized_;
   at::Tensor outputs_;  // of the block that was observed last, on the full-precision chain
-  const BlockInputOptions options_;
+  BlockInputOptions options_;
   BlockInputs inputs_;  // views of the first samples
   RotaryTable rotary_;
 };

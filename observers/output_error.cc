@@ -69,7 +69,9 @@ absl::StatusOr<std::vector<OutputError>> MeasureOutputErrors(const ObservedBlock
           }
           return linear.bias.defined() ? output + linear.bias : output;
         };
-        observed.block->Forward(SpreadSamples(observed.inputs->quantized), *observed.rotary, apply);
+        observed.block->Forward(
+            ToDevice(SpreadSamples(observed.inputs->quantized), DeviceOf(*observed.block)),
+            *observed.rotary, apply);
         if (sums.empty()) return errors;
         const at::Tensor host = at::stack(sums).cpu();
         for (size_t i = 0; i < means.size(); ++i) {

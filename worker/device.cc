@@ -1,9 +1,13 @@
 #include "worker/device.h"
 
 #include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/ScalarType.h>
+#include <c10/util/accumulate.h>
 #include <dlfcn.h>
 
-#include <algorithm>
+#include <new>
 
 #include "algorithms/cuda/cuda_runtime.h"
 #include "common/logging.h"
@@ -45,18 +49,22 @@ void UseDeterministicAlgorithms() {
   at::globalContext().setDeterministicFillUninitializedMemory(false);
 }
 
-// Of a device's memory M, with chains of C bytes:
-//   the Fisher pass   M/4 for outputs, kept weights, and one chain: the embedding, which both share
-//   tuning a block    kept weights, and three chains: full precision, its outputs, quantized
-//   kept weights      at most M/4, and no more than the three chains leave of M/2
-// so that M/2 while a block is tuned, and never less than 5/12 M in the Fisher pass (C = M/12)
-// unless the chains themselves take more, is left to the work in hand: the block and the next one,
-// the head, activations, gradients, Hessians. Of 80 GB a Llama of 8B (14 GB of blocks) keeps all
-// blocks beside 128 samples of 2048 tokens (2.1 GB a chain), one of 70B every seventh.
-DeviceShares SplitDeviceMemory(int64_t device_bytes, int64_t chain_bytes) {
-  const int64_t quarter = device_bytes / 4;
-  return {.fisher_outputs = quarter,
-          .kept_weights = std::clamp<int64_t>(2 * quarter - 3 * chain_bytes, 0, quarter)};
+at::Tensor PinnedEmpty(at::IntArrayRef shape, at::ScalarType dtype) {
+  const CudaApi* cuda = LoadedCuda();
+  if (cuda == nullptr) return at::empty(shape, dtype);
+  const auto elements = static_cast<size_t>(c10::multiply_integers(shape));
+  void* memory = cuda->host_alloc(elements * c10::elementSize(dtype));
+  if (memory == nullptr) throw std::bad_alloc();
+  return at::from_blob(
+      memory, shape, [cuda](void* data) { cuda->host_free(data); }, dtype);
+}
+
+void AvoidFragmentedCudaMemory() {
+  if (const CudaApi* cuda = LoadedCuda(); cuda != nullptr) cuda->use_expandable_segments();
+}
+
+void ReleaseCudaMemory() {
+  if (const CudaApi* cuda = LoadedCuda(); cuda != nullptr) cuda->release_cached_memory();
 }
 
 std::string DeviceLabel(c10::Device device) { return device.str(); }

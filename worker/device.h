@@ -21,15 +21,14 @@ absl::StatusOr<c10::Device> SelectDevice(DeviceChoice choice);
 // Equal input gives equal bits on one machine. Call once before any tensor arithmetic.
 void UseDeterministicAlgorithms();
 
-// What may lie on a GPU beside the work in hand, in bytes.
-struct DeviceShares {
-  int64_t fisher_outputs = 0;  // outputs of blocks, while the Fisher pass runs
-  int64_t kept_weights = 0;    // blocks that stay loaded from one pass over the model to the next
-};
-
-// Shares out a GPU of `device_bytes`; `chain_bytes` are the hidden states of all calibration
-// samples at one place in the model.
-DeviceShares SplitDeviceMemory(int64_t device_bytes, int64_t chain_bytes);
+// Page-locked host memory that is not rounded up to a power of two, unlike libtorch's; plain memory
+// where CUDA is not loaded. Throws std::bad_alloc if there is not so much.
+at::Tensor PinnedEmpty(at::IntArrayRef shape, at::ScalarType dtype);
+// For a job that takes little of the device's memory: what its tensors leave free between them
+// shall not be lost. Before the first large one; does nothing without CUDA.
+void AvoidFragmentedCudaMemory();
+// Gives back what libtorch keeps of the device's memory for later; does nothing without CUDA.
+void ReleaseCudaMemory();
 
 // "cpu", "cuda:0".
 std::string DeviceLabel(c10::Device device);

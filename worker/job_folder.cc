@@ -21,6 +21,7 @@ namespace ptq {
 namespace {
 
 constexpr char kState[] = ".ptq-worker";
+constexpr char kMemory[] = "memory.json";
 constexpr char kReport[] = "report.json";
 constexpr char kReportHtml[] = "report.html";
 constexpr std::chrono::seconds kLockPatience(10);
@@ -197,7 +198,18 @@ absl::Status JobFolder::OpenUnfinished(const CancellationToken& cancel) {
   PTQ_RETURN_IF_ERROR(MakeDirectories(record_folder()));
   PTQ_RETURN_IF_ERROR(WriteIdentity());
   identified_ = true;
+  if (const auto memory_text = ReadFile(StatePath(kMemory)); memory_text.ok()) {
+    const auto memory = ParseJson(*memory_text);
+    if (!memory.ok()) return Annotate(memory.status(), StatePath(kMemory));
+    memory_ = *memory;
+  }
   return LoadBlocks(cancel);
+}
+
+absl::Status JobFolder::SetMemory(const Json& memory) {
+  if (memory == memory_) return absl::OkStatus();
+  memory_ = memory;
+  return WriteFileAtomically(StatePath(kMemory), DumpJsonPretty(memory));
 }
 
 absl::Status JobFolder::OpenFresh() {

@@ -6,6 +6,7 @@
 //                      numbers
 //   block-00000.json   block 0 is finished: its shard's name and SHA-256, its part of the report
 //   records/           the records of formats whose shards do not hold them
+//   memory.json        the micro-batches of the job, which a resumed run keeps
 //   fisher/            the Fisher metrics that blocks are tuned by
 // In a fresh folder the input digests come later than the first shards: until they are known,
 // job.json has none, no block is finished, and what a killed run left is worth nothing.
@@ -73,6 +74,11 @@ class JobFolder {
   // Complete after Identify.
   const JobIdentity& identity() const { return identity_; }
 
+  // How the job uses memory, as SetMemory was told last, in an earlier run too; null before. Lost
+  // where nothing of an earlier run is continued.
+  const Json& memory() const { return memory_; }
+  absl::Status SetMemory(const Json& memory);
+
   // Identify, then appends block `finished_blocks().size()`, whose shard is on the disk already.
   absl::Status FinishBlock(const std::string& shard, const std::string& sha256, const Json& result);
   // Forgets blocks `first` and later: their records are damaged.
@@ -105,6 +111,7 @@ class JobFolder {
   bool identified_ = false;  // the inputs' digests are known, and in the folder's job.json
   std::vector<std::string> warnings_;
   std::optional<Json> finished_report_;
+  Json memory_;
   std::vector<Json> finished_blocks_;
   std::vector<std::string> shard_digests_;
 };

@@ -80,6 +80,21 @@ std::string JobPlan::TuningPrecisionLabel() const {
                                         : DtypeLabel(compute.dtype);
 }
 
+bool LearnsScales(const JobSpec& spec) {
+  return spec.algorithm == Algorithm::kAutoRound && spec.recipe != TuningRecipe::kPaper;
+}
+
+int64_t HeldOutWindows(const JobSpec& spec) {
+  return LearnsScales(spec) ? (spec.samples + 9) / 10 : 0;
+}
+
+int64_t FisherWindows(const JobSpec& spec, int64_t width) {
+  if (!LearnsScales(spec) || spec.fisher_tokens == 0) return 0;
+  const int64_t tokens =
+      spec.fisher_tokens > 0 ? spec.fisher_tokens : std::max<int64_t>(16384, 16 * width);
+  return std::min(spec.samples, (tokens + spec.sequence_length - 1) / spec.sequence_length);
+}
+
 absl::StatusOr<TuningPrecision> ResolveTuningPrecision(const JobSpec& spec,
                                                        const ComputeOptions& compute,
                                                        bool fp8_products) {

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,13 @@ struct JobPlan {
   // "fp8" or "bf16", or another compute dtype: "float32".
   std::string TuningPrecisionLabel() const;
 };
+
+// The learned-scale recipe, in any of its lengths.
+bool LearnsScales(const JobSpec& spec);
+// Windows beside the calibration that show whether tuning generalizes: a tenth.
+int64_t HeldOutWindows(const JobSpec& spec);
+// Windows of the Fisher pass of a model `width` wide; 0: there is none.
+int64_t FisherWindows(const JobSpec& spec, int64_t width);
 
 // What `spec` asks for on a device with or without `fp8_products` (HasFp8Products); kAutomatic
 // never. kFailedPrecondition: fp8 without them, or where the model does not compute in bfloat16.

@@ -34,10 +34,6 @@
 namespace ptq {
 namespace {
 
-// Tokens of one forward pass over calibration data. Fixed, because it decides the bits of the sums.
-constexpr int64_t kForwardTokens = 4096;
-constexpr int64_t kDeviceForwardTokens = 16384;  // on a GPU, which small products leave half idle
-
 class Stopwatch {
  public:
   double Seconds() const {
@@ -54,36 +50,12 @@ class Stopwatch {
   std::chrono::steady_clock::time_point lap_ = start_;
 };
 
-// Tokens of one pass through a block on a CPU, where activations are what the Fisher pass takes
-// most memory for.
-constexpr int64_t kFisherHostTokens = 512;
-// Of the outputs of all blocks that the Fisher pass keeps in memory there; the rest goes to a file.
+// Of the outputs of all blocks that the Fisher pass keeps in memory on a CPU; the rest goes to a
+// file.
 constexpr int64_t kFisherHostBytes = int64_t{1} << 30;
 
-// The learned-scale recipe, in any of its lengths.
-bool LearnsScales(const JobSpec& spec) {
-  return spec.algorithm == Algorithm::kAutoRound && spec.recipe != TuningRecipe::kPaper;
-}
-
-// Windows beside the calibration that show whether tuning generalizes: a tenth.
-int64_t HeldOutWindows(const JobSpec& spec) {
-  return LearnsScales(spec) ? (spec.samples + 9) / 10 : 0;
-}
-
-int64_t FisherWindows(const JobSpec& spec, int64_t width) {
-  if (!LearnsScales(spec) || spec.fisher_tokens == 0) return 0;
-  const int64_t tokens =
-      spec.fisher_tokens > 0 ? spec.fisher_tokens : std::max<int64_t>(16384, 16 * width);
-  return std::min(spec.samples, (tokens + spec.sequence_length - 1) / spec.sequence_length);
-}
-
-int64_t ForwardTokens(const ComputeOptions& compute) {
-  return compute.device.is_cpu() ? kForwardTokens : kDeviceForwardTokens;
-}
-
-int64_t MicroBatch(const JobSpec& spec, int64_t tokens) {
-  return std::clamp<int64_t>(tokens / spec.sequence_length, 1, spec.samples);
-}
+// So often micro-batches are halved for one block that the device's memory was too small for.
+constexpr int kMostHalvings = 2;
 
 // A copy in page-locked memory of what comes from a device or goes there. Copying a block's codes
 // to memory that is new to the process takes over 100 ms, to this, which the allocator keeps for
@@ -94,9 +66,9 @@ at::Tensor PageLocked(const at::Tensor& tensor) {
 }
 
 // On a CPU no second block's weights are held: the page cache has them.
-BlockLoaderOptions LoaderOptions(const ComputeOptions& compute, const DeviceShares& shares) {
+BlockLoaderOptions LoaderOptions(const ComputeOptions& compute, const MemoryPlan& memory) {
   if (compute.device.is_cpu()) return {};
-  return {.stage = true, .kept_bytes = shares.kept_weights};
+  return {.stage = true, .kept_bytes = memory.kept_weights};
 }
 
 // What the algorithm asks of the observer.
@@ -116,27 +88,6 @@ InputStatistics NeededStatistics(const JobSpec& spec) {
 
 // Whether blocks are tuned towards their full-precision outputs.
 bool NeedsTargets(const JobSpec& spec) { return spec.algorithm == Algorithm::kAutoRound; }
-
-std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan) {
-  switch (plan.spec.algorithm) {
-    case Algorithm::kAutoRound: {
-      AutoRoundOptions options;
-      options.method =
-          LearnsScales(plan.spec) ? AutoRoundMethod::kLearnedScale : AutoRoundMethod::kPaper;
-      options.iterations = plan.spec.EffectiveIterations();
-      options.batch_size = plan.spec.batch_size;
-      options.precision = plan.tuning_precision;
-      return std::make_unique<AutoRoundBlockQuantizer>(plan.stored_dtype, options);
-    }
-    case Algorithm::kGptq:
-      return std::make_unique<GptqBlockQuantizer>(plan.stored_dtype, GptqOptions{});
-    case Algorithm::kOptRtn:
-      return std::make_unique<OptRtnBlockQuantizer>(plan.stored_dtype);
-    case Algorithm::kRtn:
-      return std::make_unique<RtnBlockQuantizer>(plan.stored_dtype);
-  }
-  return nullptr;
-}
 
 absl::StatusOr<std::unique_ptr<CheckpointExporter>> MakeExporter(const JobPlan& plan,
                                                                  const JobFolder& folder) {
@@ -179,6 +130,29 @@ std::string BaselineKey(const JobIdentity& identity, const at::Tensor& windows) 
 
 }  // namespace
 
+std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan,
+                                                   const MicroBatches& micro_batches) {
+  switch (plan.spec.algorithm) {
+    case Algorithm::kAutoRound: {
+      AutoRoundOptions options;
+      options.method =
+          LearnsScales(plan.spec) ? AutoRoundMethod::kLearnedScale : AutoRoundMethod::kPaper;
+      options.iterations = plan.spec.EffectiveIterations();
+      options.batch_size = plan.spec.batch_size;
+      options.micro_batch = micro_batches.tuning;
+      options.precision = plan.tuning_precision;
+      return std::make_unique<AutoRoundBlockQuantizer>(plan.stored_dtype, options);
+    }
+    case Algorithm::kGptq:
+      return std::make_unique<GptqBlockQuantizer>(plan.stored_dtype, GptqOptions{});
+    case Algorithm::kOptRtn:
+      return std::make_unique<OptRtnBlockQuantizer>(plan.stored_dtype);
+    case Algorithm::kRtn:
+      return std::make_unique<RtnBlockQuantizer>(plan.stored_dtype);
+  }
+  return nullptr;
+}
+
 absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   c10::NoGradGuard no_grad;
   Stopwatch total;
@@ -186,7 +160,12 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   load_seconds_ = load_seconds;
   PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return Load(); }));
   load_seconds_ += total.Seconds();
-  PTQ_RETURN_IF_ERROR(ObserveFisher(/*chains_begin=*/true));
+  for (;;) {
+    const absl::Status observed = ObserveFisher(/*chains_begin=*/true);
+    if (observed.ok()) break;
+    PTQ_RETURN_IF_ERROR(TakeLessMemory(kFisherPass, observed));
+    PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return LoadCalibration(); }));
+  }
   const int64_t width = plan_.inspection.config.hidden_size;
   if (fisher_ != nullptr && FisherWeight(fisher_tokens_, width) < kFisherWeight) {
     warnings_.push_back(absl::StrFormat(
@@ -229,7 +208,9 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
                       .total_seconds = load_seconds + total.Seconds() + earlier_fisher_seconds_,
                       .host_peak_bytes = HostPeakBytes(),
                       .fisher_host_peak_bytes = fisher_host_peak_bytes_,
-                      .device_peak_bytes = CudaPeakMemoryBytes()};
+                      .device_peak_bytes = CudaPeakMemoryBytes(),
+                      .device_used_peak_bytes = CudaPeakUsedBytes(),
+                      .memory = memory_};
   const Json report = BuildReport(inputs);
   PTQ_RETURN_IF_ERROR(folder_.Finish(RenderHtmlReport(report), report));
   return report["result_digest"].get<std::string>();
@@ -240,15 +221,9 @@ absl::Status Pipeline::Load() {
   const ModelConfig& config = plan_.inspection.config;
   PTQ_ASSIGN_OR_RETURN(reader_, SafetensorsCheckpointReader::Open(plan_.inspection.index));
   PTQ_ASSIGN_OR_RETURN(model_, DecoderModel::Create(config, *reader_, plan_.compute));
-  if (!plan_.compute.device.is_cpu()) {
-    const int64_t tokens =
-        spec.calibration.empty() ? 0 : (spec.samples + HeldOutWindows(spec)) * spec.sequence_length;
-    const auto element_bytes = static_cast<int64_t>(c10::elementSize(plan_.compute.dtype));
-    shares_ =
-        SplitDeviceMemory(CudaDeviceMemoryBytes(), tokens * config.hidden_size * element_bytes);
-  }
-  loader_ = std::make_unique<BlockLoader>(*model_, LoaderOptions(plan_.compute, shares_));
-  quantizer_ = MakeBlockQuantizer(plan_);
+  PTQ_RETURN_IF_ERROR(PlanJobMemory());
+  loader_ = std::make_unique<BlockLoader>(*model_, LoaderOptions(plan_.compute, memory_));
+  quantizer_ = make_quantizer_(plan_, memory_.micro_batches);
   PTQ_ASSIGN_OR_RETURN(exporter_, MakeExporter(plan_, folder_));
   staging_ = std::make_unique<HostStaging>(BlocksInWriting(plan_));
   writing_ = std::make_unique<WriteBehind>(BlocksInWriting(plan_));
@@ -263,6 +238,68 @@ absl::Status Pipeline::Load() {
   return finished < model_->block_count() ? LoadCalibration() : absl::OkStatus();
 }
 
+absl::Status Pipeline::PlanJobMemory() {
+  std::optional<MicroBatches> earlier;
+  if (const Json& kept = folder_.memory(); !kept.is_null()) {
+    PTQ_ASSIGN_OR_RETURN(earlier, MicroBatchesFromJson(kept.value("micro_batches", Json())));
+    for (const Json& warning : kept.value("warnings", Json::array())) {
+      lowered_.push_back(warning.get<std::string>());
+    }
+    warnings_.insert(warnings_.end(), lowered_.begin(), lowered_.end());
+  }
+  memory_ = PlanMemory(ShapeOf(plan_), CudaMemoryInfo(), plan_.spec.low_memory, earlier);
+  if (memory_.low) AvoidFragmentedCudaMemory();
+  return KeepMicroBatches();
+}
+
+absl::Status Pipeline::KeepMicroBatches() {
+  return folder_.SetMemory(
+      {{"micro_batches", MicroBatchesToJson(memory_.micro_batches)}, {"warnings", lowered_}});
+}
+
+absl::Status Pipeline::TakeLessMemory(int64_t index, const absl::Status& status) {
+  if (!IsDeviceMemoryExhausted(status)) return status;
+  PTQ_RETURN_IF_ERROR(writing_->Wait());
+  halvings_ = index == failed_ ? halvings_ + 1 : 1;
+  failed_ = index;
+  const std::string what =
+      index == kFisherPass ? "The Fisher pass" : absl::StrFormat("Block %d", index);
+  const std::optional<MicroBatches> halves = Halved(memory_.micro_batches);
+  if (halvings_ > kMostHalvings || (!halves && memory_.chains_on_host)) {
+    return OutOfDeviceMemory(what);
+  }
+  observer_.reset();
+  const MicroBatches& sizes = memory_.micro_batches = halves.value_or(memory_.micro_batches);
+  // Where things lie changes no bit.
+  memory_.chains_on_host = true;
+  memory_.kept_weights = 0;
+  memory_.fisher_outputs = 0;
+  loader_ = std::make_unique<BlockLoader>(*model_, LoaderOptions(plan_.compute, memory_));
+  quantizer_ = make_quantizer_(plan_, memory_.micro_batches);
+  ReleaseCudaMemory();
+  AvoidFragmentedCudaMemory();
+  lowered_.push_back(absl::StrFormat(
+      "%s did not fit into the GPU's memory: from there on, micro-batches are %d windows in "
+      "forward passes, %d in the Fisher pass and %d in tuning, and activations lie in host "
+      "memory.",
+      what, sizes.forward, sizes.fisher, sizes.tuning));
+  warnings_.push_back(lowered_.back());
+  events_.Log("warning", lowered_.back());
+  return KeepMicroBatches();
+}
+
+absl::Status Pipeline::OutOfDeviceMemory(const std::string& what) const {
+  const CudaMemory device = CudaMemoryInfo();
+  constexpr double kGiB = 1 << 30;
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "%s: the GPU's memory is not enough, even in micro-batches of %d windows of %d tokens: at "
+      "most %.1f GiB of its %.1f GiB were in use%s",
+      what, memory_.micro_batches.tuning, plan_.spec.sequence_length,
+      static_cast<double>(CudaPeakUsedBytes()) / kGiB,
+      static_cast<double>(device.total_bytes) / kGiB,
+      plan_.spec.low_memory == LowMemory::kOn ? "" : "; try low_memory on"));
+}
+
 absl::Status Pipeline::LoadCalibration() {
   const JobSpec& spec = plan_.spec;
   if (!spec.calibration.empty()) {
@@ -271,13 +308,13 @@ absl::Status Pipeline::LoadCalibration() {
     if (!windows.ok()) return Annotate(windows.status(), "calibration");
     PTQ_RETURN_IF_ERROR(cancel_.Check());
     calibration_windows_ = windows->ids;
-    PTQ_ASSIGN_OR_RETURN(
-        observer_,
-        BlockInputObserver::Create(*model_, calibration_windows_,
-                                   {.micro_batch = MicroBatch(spec, ForwardTokens(plan_.compute)),
-                                    .held_out = calibration_windows_.size(0) - spec.samples,
-                                    .statistics = NeededStatistics(spec),
-                                    .full_precision = NeedsTargets(spec)}));
+    BlockInputOptions options{.micro_batch = memory_.micro_batches.forward,
+                              .held_out = calibration_windows_.size(0) - spec.samples,
+                              .statistics = NeededStatistics(spec),
+                              .full_precision = NeedsTargets(spec)};
+    if (memory_.chains_on_host) options.allocate = PinnedEmpty;
+    PTQ_ASSIGN_OR_RETURN(observer_,
+                         BlockInputObserver::Create(*model_, calibration_windows_, options));
   }
   return absl::OkStatus();
 }
@@ -305,15 +342,14 @@ absl::Status Pipeline::ObserveFisher(bool chains_begin) {
     compute.dtype = at::kBFloat16;
     PTQ_ASSIGN_OR_RETURN(wide_model,
                          DecoderModel::Create(plan_.inspection.config, *reader_, compute));
-    wide_loader = std::make_unique<BlockLoader>(*wide_model, LoaderOptions(compute, shares_));
+    wide_loader = std::make_unique<BlockLoader>(*wide_model, LoaderOptions(compute, memory_));
   }
   const bool host = compute.device.is_cpu();
-  FisherObserver observer(
-      wide_loader != nullptr ? *wide_loader : *loader_,
-      {.micro_batch = MicroBatch(spec, host ? kFisherHostTokens : ForwardTokens(compute)),
-       .seed = MixSeed(spec.seed, -1),
-       .device_bytes = host ? kFisherHostBytes : shares_.fisher_outputs,
-       .scratch_folder = fisher_->folder()});
+  FisherObserver observer(wide_loader != nullptr ? *wide_loader : *loader_,
+                          {.micro_batch = memory_.micro_batches.fisher,
+                           .seed = MixSeed(spec.seed, -1),
+                           .device_bytes = host ? kFisherHostBytes : memory_.fisher_outputs,
+                           .scratch_folder = fisher_->folder()});
   WriteBehind writing;
   at::Tensor embedding;
   if (chains_begin) {
@@ -386,16 +422,22 @@ absl::Status Pipeline::QuantizeBlocks() {
     PTQ_ASSIGN_OR_RETURN(outer_digests_, exporter_->WriteOuterShards(*reader_, cancel_));
     return absl::OkStatus();
   }));
-  // By an earlier run. Those of this one follow all of them: nothing is written while blocks are
-  // replayed or dropped.
+  // By an earlier run, or by this one before the device's memory ran out. Those of this one follow
+  // all of them: nothing is written while blocks are replayed or dropped.
   auto finished = static_cast<int64_t>(folder_.finished_blocks().size());
+  int64_t resumed = finished;
   for (int64_t index = 0; index < model_->block_count(); ++index) {
     PTQ_RETURN_IF_ERROR(cancel_.Check());
     const std::string name = "block " + std::to_string(index);
     if (index < finished) {
       const absl::Status replayed = CatchTorchErrors(name, [&] { return ReplayBlock(index); });
       if (replayed.ok()) {
-        blocks_resumed_ = index + 1;
+        blocks_resumed_ = std::min(index + 1, resumed);
+        continue;
+      }
+      if (IsDeviceMemoryExhausted(replayed)) {
+        PTQ_RETURN_IF_ERROR(BeginAgain(index, replayed));
+        index = -1;
         continue;
       }
       if (!absl::IsDataLoss(replayed) && !absl::IsNotFound(replayed)) return replayed;
@@ -404,6 +446,7 @@ absl::Status Pipeline::QuantizeBlocks() {
       events_.Log("warning", warnings_.back());
       PTQ_RETURN_IF_ERROR(folder_.DropBlocksFrom(index));
       finished = index;
+      resumed = std::min(resumed, index);
       if (observer_ == nullptr && !plan_.spec.calibration.empty()) {
         // All blocks seemed finished, so there were no chains: they begin at the first block.
         PTQ_RETURN_IF_ERROR(CatchTorchErrors("load", [&] { return LoadCalibration(); }));
@@ -412,10 +455,21 @@ absl::Status Pipeline::QuantizeBlocks() {
         continue;
       }
     }
-    PTQ_RETURN_IF_ERROR(CatchTorchErrors(name, [&] { return QuantizeOneBlock(index); }));
+    const absl::Status quantized = CatchTorchErrors(name, [&] { return QuantizeOneBlock(index); });
     ReleaseFreeHeap();
+    if (quantized.ok()) continue;
+    // The block's chains are of no use any more: as a resumed run does, all go through the finished
+    // blocks again, each with the micro-batches that it was made with.
+    PTQ_RETURN_IF_ERROR(BeginAgain(index, quantized));
+    finished = static_cast<int64_t>(folder_.finished_blocks().size());
+    index = -1;
   }
   return Identify();
+}
+
+absl::Status Pipeline::BeginAgain(int64_t index, const absl::Status& status) {
+  PTQ_RETURN_IF_ERROR(TakeLessMemory(index, status));
+  return CatchTorchErrors("load", [&] { return LoadCalibration(); });
 }
 
 int64_t Pipeline::BlockAfter(int64_t index) const {
@@ -431,6 +485,10 @@ absl::Status Pipeline::ReplayBlock(int64_t index) {
                 static_cast<double>(index) / static_cast<double>(folder_.finished_blocks().size()));
   PTQ_ASSIGN_OR_RETURN(const auto block, loader_->Load(index, BlockAfter(index)));
   PTQ_ASSIGN_OR_RETURN(const std::vector<at::Tensor> weights, ReadWeights(index, *block));
+  const Json& finished = folder_.finished_blocks()[static_cast<size_t>(index)];
+  PTQ_ASSIGN_OR_RETURN(const MicroBatches made_with,
+                       MicroBatchesFromJson(finished.value("micro_batches", Json())));
+  observer_->set_micro_batch(made_with.forward);
   PTQ_ASSIGN_OR_RETURN(input_error_, observer_->Replay(*block, weights));
   return absl::OkStatus();
 }
@@ -440,12 +498,14 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
   BlockResult result;
   PTQ_ASSIGN_OR_RETURN(const auto block, loader_->Load(index, BlockAfter(index)));
   result.name = block->name();
+  result.micro_batches = memory_.micro_batches;
   result.load_seconds = stopwatch.Lap();
 
   ObservedBlock observed;
   observed.block = block.get();
   if (observer_ != nullptr) {
     events_.Phase("observe", 0);
+    observer_->set_micro_batch(memory_.micro_batches.forward);
     PTQ_ASSIGN_OR_RETURN(observed, observer_->Observe(*block));
     PTQ_RETURN_IF_ERROR(ReadFisher(index, observed));
     PTQ_RETURN_IF_ERROR(cancel_.Check());

@@ -4,9 +4,11 @@
 #define PTQ_WORKER_PIPELINE_H_
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -20,47 +22,69 @@
 #include "models/decoder_model.h"
 #include "observers/observed_block.h"
 #include "worker/baseline_cache.h"
-#include "worker/device.h"
 #include "worker/event_writer.h"
 #include "worker/fisher_files.h"
 #include "worker/host_staging.h"
 #include "worker/input_digests.h"
 #include "worker/job_folder.h"
 #include "worker/job_plan.h"
+#include "worker/memory_plan.h"
 #include "worker/report.h"
 #include "worker/write_behind.h"
 
 namespace ptq {
 
+// The quantizer of a job, for blocks that are tuned in these micro-batches.
+using QuantizerFactory =
+    std::function<std::unique_ptr<BlockQuantizer>(const JobPlan&, const MicroBatches&)>;
+std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan,
+                                                   const MicroBatches& micro_batches);
+
 // Single job. Everything that is borrowed must outlive it.
 //
 // A resumed run keeps no activations of the earlier one: it reads the finished blocks' records back
-// and runs the chains through those blocks again, with the same micro-batches and so to the same
-// bits. That costs two forward passes a finished block, a small part of what quantizing it took,
-// and saves writing two copies of the calibration set's hidden states after every block.
+// and runs the chains through those blocks again, with the micro-batches that each was made with
+// and so to the same bits. A run whose GPU was too small for a block does the same with itself, and
+// goes on with halves. That costs two forward passes a finished block, a small part of what
+// quantizing it took, and saves writing two copies of the calibration set's hidden states after
+// every block.
 class Pipeline {
  public:
   Pipeline(const JobPlan& plan, InputDigests& inputs, JobFolder& folder, const BaselineCache& cache,
-           EventWriter& events, const CancellationToken& cancel)
+           EventWriter& events, const CancellationToken& cancel,
+           QuantizerFactory make_quantizer = MakeBlockQuantizer)
       : plan_(plan),
         inputs_(inputs),
         folder_(folder),
         cache_(cache),
         events_(events),
-        cancel_(cancel) {}
+        cancel_(cancel),
+        make_quantizer_(std::move(make_quantizer)) {}
 
   // Leaves the finished folder and returns the result's digest. On any error, kCancelled included,
   // the folder is one from which the same job continues. `load_seconds` were spent before.
   absl::StatusOr<std::string> Run(double load_seconds);
 
  private:
+  static constexpr int64_t kFisherPass = -1;
+
   absl::Status Load();
+  // Fills memory_: the sizes of an earlier run, or those that fit.
+  absl::Status PlanJobMemory();
+  absl::Status KeepMicroBatches();
   // Calibration windows and the chains in front of the first block.
   absl::Status LoadCalibration();
   // The metrics that blocks are tuned by, unless an earlier run left them. `chains_begin`: the
   // chains are in front of the first block, and lend the pass their embedding.
   absl::Status ObserveFisher(bool chains_begin);
   absl::Status QuantizeBlocks();
+  // After `status` of a block, or of the Fisher pass: if the device's memory ran out, halves
+  // micro-batches and frees what can be freed, observer_ too. Any other error is returned, and one
+  // with the peak after kMostHalvings of the same block.
+  absl::Status TakeLessMemory(int64_t index, const absl::Status& status);
+  // That, and new chains in front of the first block.
+  absl::Status BeginAgain(int64_t index, const absl::Status& status);
+  absl::Status OutOfDeviceMemory(const std::string& what) const;
   // Moves both chains behind a block of an earlier run; kDataLoss if its records can't be read.
   absl::Status ReplayBlock(int64_t index);
   absl::Status QuantizeOneBlock(int64_t index);
@@ -90,10 +114,14 @@ class Pipeline {
   const BaselineCache& cache_;
   EventWriter& events_;
   const CancellationToken& cancel_;
+  const QuantizerFactory make_quantizer_;
 
   std::unique_ptr<SafetensorsCheckpointReader> reader_;
   std::unique_ptr<DecoderModel> model_;
-  DeviceShares shares_;  // none on a CPU
+  MemoryPlan memory_;
+  int64_t failed_ = kFisherPass;      // what the device's memory was too small for last
+  int halvings_ = 0;                  // on its account
+  std::vector<std::string> lowered_;  // a sentence for each halving of this job
   std::unique_ptr<BlockLoader> loader_;
   std::unique_ptr<CheckpointExporter> exporter_;
   std::unique_ptr<BlockQuantizer> quantizer_;

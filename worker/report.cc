@@ -159,6 +159,7 @@ Json BlockResultToJson(const BlockResult& block) {
   json["tuning_path"] = block.tuning_path.empty() ? Json(nullptr) : Json(block.tuning_path);
   json["export_seconds"] = block.export_seconds;
   json["write_seconds"] = block.write_seconds;
+  json["micro_batches"] = MicroBatchesToJson(block.micro_batches);
   json["fisher_tokens"] = block.fisher_tokens;
   json["input_error"] = nullptr;
   if (block.input_error) {
@@ -274,7 +275,10 @@ Json BuildReport(const ReportInputs& inputs) {
       {"total_seconds", inputs.total_seconds + SumOver(inputs.blocks, "seconds", resumed)}};
   report["memory"] = {{"host_peak_bytes", inputs.host_peak_bytes},
                       {"fisher_host_peak_bytes", inputs.fisher_host_peak_bytes},
-                      {"device_peak_bytes", inputs.device_peak_bytes}};
+                      {"device_peak_bytes", inputs.device_peak_bytes},
+                      {"device_used_peak_bytes", inputs.device_used_peak_bytes},
+                      {"activations", inputs.memory.chains_on_host ? "host" : "device"},
+                      {"micro_batches", MicroBatchesToJson(inputs.memory.micro_batches)}};
   report["warnings"] = Warnings(inputs);
   report["blocks_resumed"] = inputs.blocks_resumed;
   report["blocks"] = inputs.blocks;

@@ -12,6 +12,7 @@
 #include "observers/observed_block.h"
 #include "worker/file_digest.h"
 #include "worker/job_plan.h"
+#include "worker/memory_plan.h"
 
 namespace ptq {
 
@@ -38,6 +39,7 @@ struct BlockResult {
   std::optional<double> step_seconds;  // of one iteration of tuning, once warmed up
   std::string tuning_path;             // which way iterations went; "": none were made
   double write_seconds = 0;            // of the shard, behind the work on the next blocks
+  MicroBatches micro_batches;          // that it was made with
   int64_t fisher_tokens = 0;  // that the metric of the loss is the mean over; 0: squared error
   // Of the quantized chain in front of this block; none before anything is quantized, or without
   // held-out samples.
@@ -87,7 +89,9 @@ struct ReportInputs {
   double total_seconds = 0;
   int64_t host_peak_bytes = 0;
   int64_t fisher_host_peak_bytes = 0;  // the peak until the Fisher pass was over; 0: there was none
-  int64_t device_peak_bytes = 0;
+  int64_t device_peak_bytes = 0;       // in tensors
+  int64_t device_used_peak_bytes = 0;  // CudaPeakUsedBytes
+  MemoryPlan memory;
 };
 
 Json BuildReport(const ReportInputs& inputs);

@@ -37,6 +37,10 @@ absl::Status CheckOptions(const AutoRoundOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("batch_size must be 1 or more, not ", options.batch_size));
   }
+  if (options.micro_batch < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("micro_batch must be 0 (the batch) or more, not ", options.micro_batch));
+  }
   if (!(options.learning_rate >= 0) || !(options.range_learning_rate >= 0)) {
     return absl::InvalidArgumentError("learning rates must be 0 (automatic) or more");
   }
@@ -135,7 +139,7 @@ std::string UntunedReason(const BlockQuantizationRequest& request, size_t index,
 
 absl::StatusOr<QuantizedBlock> Tune(const BlockQuantizationRequest& request,
                                     at::ScalarType stored_dtype, const AutoRoundOptions& options,
-                                    const TuningStream* stream) {
+                                    TuningStream* stream) {
   PTQ_ASSIGN_OR_RETURN(const Start start, Start::Make(request, stored_dtype, options.method));
   const bool paper = options.method == AutoRoundMethod::kPaper;
   if (options.iterations == 0) return start.QuantizeAll("");
@@ -230,7 +234,9 @@ absl::StatusOr<QuantizedBlock> AutoRoundBlockQuantizer::QuantizeBlock(
     }
     absl::StatusOr<QuantizedBlock> result = Tune(request, stored_dtype_, options_, stream_.get());
     // What it caches would be missed by the chains on a device that is not twice as large.
-    if (CudaPeakMemoryBytes() > CudaDeviceMemoryBytes() / 2) stream_.reset();
+    if (stream_ != nullptr && CudaPeakMemoryBytes() > CudaDeviceMemoryBytes() / 2) {
+      stream_->ReleaseMemory();
+    }
     return result;
   });
 }

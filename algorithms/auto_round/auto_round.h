@@ -29,6 +29,9 @@ struct AutoRoundOptions {
   AutoRoundMethod method = AutoRoundMethod::kPaper;
   int64_t iterations = 200;  // 0: the start of the recipe, rtn or opt-rtn
   int64_t batch_size = 8;    // sequences a step, drawn without replacement, reshuffled each epoch
+  // Sequences that go through the block at once; a step sums the gradients of its micro-batches.
+  // 0: the whole batch.
+  int64_t micro_batch = 0;
   // 0: the recipe's. Paper: of V, 1 / iterations, or 2 / iterations for layers of at most 3 bits
   // where iterations >= 1000, decaying linearly to 0. Learned scale: LearnedScalePeak / iterations,
   // decaying as a cosine.

@@ -16,7 +16,8 @@ AutogradPass::AutogradPass(const DecoderBlock& block, const RotaryTable& rotary,
       fixed_weights_(fixed_weights),
       shared_(shared),
       places_(block.linears().size(), Place{0, 0, false}),
-      products_(shared.size()) {
+      products_(shared.size()),
+      sums_(shared.size()) {
   for (size_t i = 0; i < shared.size(); ++i) {
     for (size_t position = 0; position < shared[i].members.size(); ++position) {
       places_[shared[i].members[position]] = {i, position, true};
@@ -61,7 +62,11 @@ void AutogradPass::Backward(const at::Tensor& output_gradient, const GradientSin
       {std::exchange(output_, at::Tensor())}, weights, {output_gradient}, /*retain_graph=*/false,
       /*create_graph=*/false, /*allow_unused=*/true);
   for (size_t i = 0; i < gradients.size(); ++i) {
-    if (gradients[i].defined()) sink(i, gradients[i].contiguous());
+    at::Tensor& sum = sums_[i];
+    if (gradients[i].defined()) {
+      sum = sum.defined() ? sum.add_(gradients[i]) : gradients[i].contiguous();
+    }
+    if (sink && sum.defined()) sink(i, std::exchange(sum, at::Tensor()));
   }
 }
 

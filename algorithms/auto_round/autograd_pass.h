@@ -42,6 +42,7 @@ class AutogradPass final : public BlockPass {
   std::vector<Place> places_;      // by linear index
   std::vector<Product> products_;  // of the forward pass in progress, by SharedLinear
   at::Tensor output_;
+  std::vector<at::Tensor> sums_;  // of gradients, by SharedLinear; undefined: none yet
 };
 
 }  // namespace ptq

@@ -24,7 +24,10 @@ at::Tensor MeanSquares(const at::Tensor& targets, const at::Tensor& mask) {
   }
   at::Tensor squares = at::empty(mask.sizes(), mask.options());
   for (int64_t sample = 0; sample < targets.size(0); ++sample) {  // one in float32 at a time
-    squares.select(0, sample).copy_(targets.select(0, sample).to(at::kFloat).square().mean(-1));
+    const at::Tensor wide = targets.select(0, sample)
+                                .to(mask.device(), targets.scalar_type(), /*non_blocking=*/true)
+                                .to(at::kFloat);
+    squares.select(0, sample).copy_(wide.square().mean(-1));
   }
   return squares;
 }
@@ -44,9 +47,10 @@ at::Tensor TokenWeights(const at::Tensor& targets, const at::Tensor& mask) {
 // What every loss has of its inputs.
 TuningState SharedState(const LossInputs& inputs) {
   TuningState state;
-  state.targets = inputs.targets.const_data_ptr();
+  state.targets = inputs.step_targets().const_data_ptr();
   state.mask = inputs.mask.const_data_ptr<float>();
   state.order = inputs.order.const_data_ptr<int64_t>();
+  state.slots = inputs.step_slots().const_data_ptr<int64_t>();
   state.step = inputs.step.mutable_data_ptr<int64_t>();
   state.loss_curve = inputs.loss_curve.mutable_data_ptr<float>();
   state.batch = inputs.order.size(1);
@@ -59,7 +63,7 @@ TuningState SharedState(const LossInputs& inputs) {
 }  // namespace
 
 SquaredErrorLoss::SquaredErrorLoss(const LossInputs& inputs) : inputs_(inputs) {
-  const at::TensorOptions on_device = inputs.targets.options();
+  const at::TensorOptions on_device = inputs.mask.options();
   best_loss_ = at::empty({1}, on_device.dtype(at::kFloat));
   best_step_ = at::empty({1}, on_device.dtype(at::kLong));
   improved_ = at::empty({1}, on_device.dtype(at::kInt));
@@ -79,8 +83,10 @@ void SquaredErrorLoss::Reset() {
   improved_.zero_();
 }
 
-at::Tensor SquaredErrorLoss::Gradient(const at::Tensor& output) {
+at::Tensor SquaredErrorLoss::Gradient(const at::Tensor& output, int64_t first) {
   at::Tensor gradient = at::empty_like(output, output.options(), at::MemoryFormat::Contiguous);
+  state_.first = first;
+  state_.count = output.size(0);
   state_.output = output.const_data_ptr();
   state_.gradient = gradient.mutable_data_ptr();
   state_.gradient_scale = gradient_scale;
@@ -89,7 +95,7 @@ at::Tensor SquaredErrorLoss::Gradient(const at::Tensor& output) {
   } else {
     at::parallel_for(0, state_.tokens(), 64,
                      [this](int64_t begin, int64_t end) { LossOfTokens(state_, begin, end); });
-    FinishLoss(state_);
+    if (state_.complete()) FinishLoss(state_);
   }
   return gradient;
 }
@@ -97,7 +103,7 @@ at::Tensor SquaredErrorLoss::Gradient(const at::Tensor& output) {
 FisherLoss::FisherLoss(const LossInputs& inputs, const at::Tensor& fisher, double weight)
     : inputs_(inputs), token_weights_(TokenWeights(inputs.targets, inputs.mask)) {
   const at::ScalarType dtype = inputs.targets.scalar_type();
-  const at::Tensor wide = fisher.to(inputs.targets.device(), at::kFloat);
+  const at::Tensor wide = fisher.to(inputs.mask.device(), at::kFloat);
   metric_ = (wide * (weight / wide.diagonal().mean().clamp_min(1e-30)) +
              at::eye(wide.size(0), wide.options()) * (1.0 - weight))
                 .to(dtype == at::kHalf ? at::kBFloat16 : dtype);
@@ -108,10 +114,12 @@ FisherLoss::FisherLoss(const LossInputs& inputs, const at::Tensor& fisher, doubl
   state_.token_weights = token_weights_.const_data_ptr<float>();
 }
 
-at::Tensor FisherLoss::Gradient(const at::Tensor& output) {
+at::Tensor FisherLoss::Gradient(const at::Tensor& output, int64_t first) {
+  state_.first = first;
+  state_.count = output.size(0);
   return output.is_cuda() && output.element_size() == 2 && output.size(-1) % kHiddenPack == 0
              ? GradientByKernels(output)
-             : GradientByTensors(output);
+             : GradientByTensors(output, first);
 }
 
 at::Tensor FisherLoss::GradientByKernels(const at::Tensor& output) {
@@ -129,17 +137,27 @@ at::Tensor FisherLoss::GradientByKernels(const at::Tensor& output) {
   return gradient;
 }
 
-at::Tensor FisherLoss::GradientByTensors(const at::Tensor& output) {
-  const at::Tensor rows = inputs_.order.index_select(0, inputs_.step).view({-1});
+at::Tensor FisherLoss::GradientByTensors(const at::Tensor& output, int64_t first) {
+  const auto rows_of = [&](const at::Tensor& places) {
+    return places.index_select(0, inputs_.step).view({-1});
+  };
+  const int64_t count = output.size(0);
+  const at::Tensor batch = rows_of(inputs_.order);
+  const at::Tensor rows = batch.narrow(0, first, count);
+  const at::Tensor slots = rows_of(inputs_.step_slots()).narrow(0, first, count);
   const at::Tensor mask = inputs_.mask.index_select(0, rows).unsqueeze(-1);
-  const at::Tensor raw = output.to(at::kFloat) - inputs_.targets.index_select(0, rows);
+  const at::Tensor raw = output.to(at::kFloat) - inputs_.step_targets().index_select(0, slots);
   const at::Tensor difference = at::where(mask.eq(0), at::zeros({}, raw.options()), raw * mask);
   const at::Tensor product =
       at::matmul(difference.to(metric_.scalar_type()), metric_).to(at::kFloat);
   const at::Tensor weights = token_weights_.index_select(0, rows).unsqueeze(-1);
-  const at::Tensor count = mask.ne(0).sum().to(at::kFloat) * static_cast<double>(output.size(-1));
-  const at::Tensor loss = ((difference * product).sum(-1, true) * weights).sum() / count;
-  inputs_.loss_curve.copy_(at::where(steps_.eq(inputs_.step), loss, inputs_.loss_curve));
+  token_sums_.narrow(0, first, count)
+      .copy_(((difference * product).sum(-1, true) * weights).squeeze(-1));
+  if (state_.complete()) {
+    const at::Tensor tokens = inputs_.mask.index_select(0, batch).ne(0).sum().to(at::kFloat);
+    const at::Tensor loss = token_sums_.sum() / (tokens * static_cast<double>(output.size(-1)));
+    inputs_.loss_curve.copy_(at::where(steps_.eq(inputs_.step), loss, inputs_.loss_curve));
+  }
   return (product * (weights * mask * gradient_scale)).to(output.scalar_type());
 }
 

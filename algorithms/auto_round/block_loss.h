@@ -10,23 +10,34 @@
 
 namespace ptq {
 
-// What every loss looks at, on the device of the block. The step counter is among it, so that no
-// step waits for the host.
+// What every loss looks at, on the device of the block but for `targets`. The step counter is among
+// it, so that no step waits for the host.
 struct LossInputs {
   at::Tensor targets;     // [S, T, D]: the full-precision block's outputs
   at::Tensor mask;        // [S, T] float32: 0 where a token does not count
   at::Tensor order;       // [iterations, batch] int64: the samples of each step
   at::Tensor step;        // [1] int64
   at::Tensor loss_curve;  // [iterations] float32
+  // Where `targets` lies in host memory: the tensor on the device that has those of the step's
+  // samples in time (BatchRing), and at which index each is, like `order`.
+  at::Tensor staged_targets;  // [slots, T, D]
+  at::Tensor slots;
+
+  const at::Tensor& step_targets() const {
+    return staged_targets.defined() ? staged_targets : targets;
+  }
+  const at::Tensor& step_slots() const { return slots.defined() ? slots : order; }
 };
 
 // Methods throw c10::Error and only queue work on CUDA.
 class BlockLoss {
  public:
   virtual ~BlockLoss() = default;
-  // Of the block's output [batch, T, D] in the current step: writes the loss into the curve and
+  // Of the block's output [b, T, D] for samples first, first + 1 ... of the current step's batch:
   // returns dL / d output times gradient_scale times a constant, contiguous, of the output's dtype.
-  virtual at::Tensor Gradient(const at::Tensor& output) = 0;
+  // L is the loss of the whole batch; it is written into the curve with the batch's last sample.
+  // Micro-batches come in order.
+  virtual at::Tensor Gradient(const at::Tensor& output, int64_t first) = 0;
   // Forgets what Gradient has seen.
   virtual void Reset() {}
 
@@ -38,7 +49,7 @@ class BlockLoss {
 class SquaredErrorLoss final : public BlockLoss {
  public:
   explicit SquaredErrorLoss(const LossInputs& inputs);
-  at::Tensor Gradient(const at::Tensor& output) override;
+  at::Tensor Gradient(const at::Tensor& output, int64_t first) override;
   void Reset() override;
 
   const at::Tensor& improved() const { return improved_; }    // [1] int32, see TuningState
@@ -61,11 +72,11 @@ class FisherLoss final : public BlockLoss {
  public:
   // `fisher` [D, D], symmetric. 0 <= weight <= 1.
   FisherLoss(const LossInputs& inputs, const at::Tensor& fisher, double weight);
-  at::Tensor Gradient(const at::Tensor& output) override;
+  at::Tensor Gradient(const at::Tensor& output, int64_t first) override;
 
  private:
   at::Tensor GradientByKernels(const at::Tensor& output);
-  at::Tensor GradientByTensors(const at::Tensor& output);
+  at::Tensor GradientByTensors(const at::Tensor& output, int64_t first);
 
   LossInputs inputs_;
   at::Tensor metric_;         // F'

@@ -48,11 +48,12 @@ class BlockPass {
   virtual ~BlockPass() = default;
   // Which way batches of so many tokens go, for reports: "fused fp8", "fused", "autograd".
   virtual std::string Path(int64_t tokens) const = 0;
-  // hidden [B, T, D] -> the block's output, [B, T, D] contiguous. Keeps what Backward needs.
+  // hidden [b, T, D] -> the block's output, [b, T, D] contiguous. Keeps what Backward needs.
   virtual at::Tensor Forward(const at::Tensor& hidden) = 0;
-  // From dL / d output of the last Forward: calls sink(i, dL / d weight of SharedLinear i)
-  // (contiguous) once for each that this batch used; the sink may change that weight. Only once for
-  // a Forward.
+  // From dL / d output of the last Forward, only once for a Forward. Without a sink the weights'
+  // gradients are kept, and the next call adds to them: micro-batches of one batch. With one, calls
+  // sink(i, their sum for the weight of SharedLinear i) (contiguous) once for each that any of
+  // these micro-batches used, and forgets it; the sink may change that weight.
   using GradientSink = std::function<void(size_t, const at::Tensor&)>;
   virtual void Backward(const at::Tensor& output_gradient, const GradientSink& sink) = 0;
 };

@@ -44,7 +44,7 @@ at::Tensor OnDevice(std::vector<float> values, at::Device device) {
 
 // All steps of a CUDA tuning run on the stream for it.
 struct BlockTuner::Graph {
-  explicit Graph(const TuningStream& stream) : memory(stream.graph_memory()), own(stream.stream()) {
+  explicit Graph(TuningStream& on) : stream(on), own(on.stream()) {
     c10::impl::VirtualGuardImpl(own.device_type()).getStream(own.device()).synchronize();
   }
   ~Graph() {
@@ -55,7 +55,7 @@ struct BlockTuner::Graph {
     }
   }
 
-  void* memory;
+  TuningStream& stream;
   c10::Stream own;
   void* handle = nullptr;
   bool refused = false;  // something in the block cannot be captured: all steps run eagerly
@@ -63,25 +63,37 @@ struct BlockTuner::Graph {
 
 BlockTuner::BlockTuner(const BlockQuantizationRequest& request, at::ScalarType stored_dtype,
                        const AutoRoundOptions& options,
-                       const std::vector<std::optional<QParams>>& starts,
-                       const TuningStream* stream)
-    : observed_(request.observed), schemes_(request.schemes), options_(options) {
+                       const std::vector<std::optional<QParams>>& starts, TuningStream* stream)
+    : observed_(request.observed),
+      schemes_(request.schemes),
+      options_(options),
+      device_(observed_.block->linears().front().weight.device()) {
   const c10::InferenceMode no_inference(false);
   const at::NoGradGuard no_grad;
   inputs_ = observed_.inputs->quantized.contiguous();
-  const at::Device device = inputs_.device();
   const int64_t samples = inputs_.size(0);
   const int64_t iterations = options.iterations;
   batch_ = std::min(options.batch_size, samples);
+  micro_batch_ = options.micro_batch > 0 ? std::min(options.micro_batch, batch_) : batch_;
 
   std::vector<int64_t> order = BatchOrder(samples, batch_, iterations, request.seed);
-  const auto options_of = [&](at::ScalarType dtype) { return at::device(device).dtype(dtype); };
+  const auto options_of = [&](at::ScalarType dtype) { return at::device(device_).dtype(dtype); };
   loss_inputs_ = {
       .targets = observed_.targets.contiguous(),
-      .mask = observed_.inputs->token_mask.to(at::kFloat).contiguous(),
-      .order = at::from_blob(order.data(), {iterations, batch_}, at::kLong).clone().to(device),
+      .mask = observed_.inputs->token_mask.to(device_, at::kFloat).contiguous(),
+      .order = at::from_blob(order.data(), {iterations, batch_}, at::kLong).clone().to(device_),
       .step = at::zeros({1}, options_of(at::kLong)),
-      .loss_curve = at::zeros({iterations}, options_of(at::kFloat))};
+      .loss_curve = at::zeros({iterations}, options_of(at::kFloat)),
+      .staged_targets = {},
+      .slots = {}};
+  if (inputs_.device() != device_) {
+    ring_ = std::make_unique<BatchRing>(std::vector{inputs_, loss_inputs_.targets},
+                                        std::move(order), batch_, device_);
+    inputs_ = ring_->samples(0);
+    loss_inputs_.staged_targets = ring_->samples(1);
+    loss_inputs_.slots = ring_->slots();
+  }
+  if (device_.is_cuda() && IsShortOfMemory()) CudaKernels().release_cached_memory();
   if (options.method == AutoRoundMethod::kLearnedScale && observed_.fisher.defined()) {
     loss_ = std::make_unique<FisherLoss>(loss_inputs_, observed_.fisher,
                                          FisherWeight(observed_.fisher_tokens, inputs_.size(2)));
@@ -96,10 +108,14 @@ BlockTuner::BlockTuner(const BlockQuantizationRequest& request, at::ScalarType s
   MakeSharedLinears();
   MakePass();
   FakeQuantizeAll();
-  ChooseGradientScale();
-  if (device.is_cuda()) {
+  std::optional<c10::StreamGuard> on_own_stream;
+  if (device_.is_cuda()) {
     graph_ = std::make_unique<Graph>(*stream);  // after all that runs on the caller's stream
+    // What that left is of no use to another stream.
+    if (IsShortOfMemory()) CudaKernels().release_cached_memory();
+    on_own_stream.emplace(graph_->own);
   }
+  ChooseGradientScale();
 }
 
 BlockTuner::~BlockTuner() = default;
@@ -108,9 +124,8 @@ void BlockTuner::MakeParameters(at::ScalarType stored_dtype,
                                 const std::vector<std::optional<QParams>>& starts) {
   const std::vector<Linear>& linears = observed_.block->linears();
   const int64_t iterations = options_.iterations;
-  const at::Device device = inputs_.device();
   const auto table = [&](const std::vector<float>& values) {
-    return rate_tables_.emplace_back(OnDevice(values, device)).const_data_ptr<float>();
+    return rate_tables_.emplace_back(OnDevice(values, device_)).const_data_ptr<float>();
   };
   parameters_.resize(linears.size());
   fixed_weights_.resize(linears.size());
@@ -161,8 +176,8 @@ void BlockTuner::MakeSharedLinears() {
   const std::vector<Linear>& linears = observed_.block->linears();
   is_used_.assign(linears.size(), false);
   at::Tensor last_input;
-  observed_.block->Forward(inputs_.narrow(0, 0, 1), *observed_.rotary,
-                           [&](size_t index, const at::Tensor& input) {
+  observed_.block->Forward(observed_.inputs->quantized.narrow(0, 0, 1).to(device_),
+                           *observed_.rotary, [&](size_t index, const at::Tensor& input) {
                              if (parameters_[index] != nullptr && !is_used_[index]) {
                                if (shared_.empty() || !last_input.is_same(input)) {
                                  shared_.emplace_back();
@@ -193,7 +208,10 @@ void BlockTuner::MakeSharedLinears() {
 
 // Whether e4m3 holds all codes q - z, and an FP8 product takes a scale for each group.
 bool BlockTuner::HasFp8Codes(const SharedLinear& shared) const {
-  return IsFp8Product(batch_ * inputs_.size(1), shared.out_features(), shared.in_features) &&
+  const auto takes = [&](int64_t samples) {
+    return IsFp8Product(samples * inputs_.size(1), shared.out_features(), shared.in_features);
+  };
+  return takes(micro_batch_) && takes(batch_ % micro_batch_) &&
          std::all_of(shared.members.begin(), shared.members.end(), [this](size_t member) {
            return schemes_[member]->bits <= 4 && schemes_[member]->group_size == kFp8Block;
          });
@@ -202,7 +220,8 @@ bool BlockTuner::HasFp8Codes(const SharedLinear& shared) const {
 void BlockTuner::MakePass() {
   const bool fp8 = options_.precision == TuningPrecision::kFp8 &&
                    inputs_.scalar_type() == at::kBFloat16 && HasFp8Products();
-  pass_ = FusedPass::Create(*observed_.block, *observed_.rotary, shared_, fp8);
+  pass_ = FusedPass::Create(*observed_.block, *observed_.rotary, shared_, fp8,
+                            DeviceAttention::kWorkspaceBytes * micro_batch_ / batch_);
   for (SharedLinear& shared : shared_) {
     const int64_t rows = shared.out_features();
     if (pass_ != nullptr && fp8 && HasFp8Codes(shared)) {
@@ -230,9 +249,15 @@ void BlockTuner::ChooseGradientScale() {
     loss_->gradient_scale = static_cast<float>(2000.0 / static_cast<double>(values));
     return;
   }
-  const at::Tensor output = pass_->Forward(NextBatch());
-  const double rms =
-      std::sqrt(loss_->Gradient(output).to(at::kFloat).square().mean().item<double>());
+  if (ring_ != nullptr) ring_->Begin(0);
+  double mean_square = 0;
+  for (int64_t first = 0; first < batch_; first += micro_batch_) {
+    const int64_t count = LengthOfMicroBatch(first);
+    const at::Tensor gradient = loss_->Gradient(pass_->Forward(MicroBatch(first, count)), first);
+    mean_square += gradient.to(at::kFloat).square().mean().item<double>() *
+                   (static_cast<double>(count) / static_cast<double>(batch_));
+  }
+  const double rms = std::sqrt(mean_square);
   loss_->Reset();
   // A power of two, so that the scale changes no bit but the exponent's.
   loss_->gradient_scale =
@@ -250,49 +275,61 @@ void BlockTuner::FakeQuantizeAll() {
   }
 }
 
-at::Tensor BlockTuner::NextBatch() const {
+at::Tensor BlockTuner::MicroBatch(int64_t first, int64_t count) const {
   const int64_t bytes = inputs_.stride(0) * inputs_.element_size();
+  const at::Tensor& slots = loss_inputs_.step_slots();
   if (!inputs_.is_cuda() || bytes % 16 != 0) {
-    return inputs_.index_select(0,
-                                loss_inputs_.order.index_select(0, loss_inputs_.step).view({-1}));
+    return inputs_.index_select(
+        0, slots.index_select(0, loss_inputs_.step).view({-1}).narrow(0, first, count));
   }
-  at::Tensor batch = at::empty({batch_, inputs_.size(1), inputs_.size(2)}, inputs_.options());
+  at::Tensor samples = at::empty({count, inputs_.size(1), inputs_.size(2)}, inputs_.options());
   CheckCuda(CudaKernels().gather({.inputs = inputs_.const_data_ptr(),
-                                  .order = loss_inputs_.order.const_data_ptr<int64_t>(),
+                                  .order = slots.const_data_ptr<int64_t>(),
                                   .step = loss_inputs_.step.const_data_ptr<int64_t>(),
-                                  .output = batch.mutable_data_ptr(),
+                                  .output = samples.mutable_data_ptr(),
                                   .batch = batch_,
+                                  .first = first,
+                                  .count = count,
                                   .bytes = bytes},
                                  CudaKernels().current_stream()));
-  return batch;
+  return samples;
 }
 
 void BlockTuner::RunStep() {
-  const at::Tensor output = pass_->Forward(NextBatch());
-  pass_->Backward(loss_->Gradient(output), [this](size_t index, const at::Tensor& gradient) {
+  const BlockPass::GradientSink step = [this](size_t index, const at::Tensor& gradient) {
     const SharedLinear& shared = shared_[index];
     for (size_t position = 0; position < shared.members.size(); ++position) {
       const size_t member = shared.members[position];
       parameters_[member]->Step(shared.RowsOf(position, gradient), rates_[member],
                                 shared.OutputOf(position));
     }
-  });
+  };
+  for (int64_t first = 0; first < batch_; first += micro_batch_) {
+    const int64_t count = LengthOfMicroBatch(first);
+    const at::Tensor gradient = loss_->Gradient(pass_->Forward(MicroBatch(first, count)), first);
+    pass_->Backward(gradient, first + count == batch_ ? step : nullptr);
+  }
   loss_inputs_.step.add_(1);
 }
 
 // Capturing runs nothing: a block that cannot be captured loses no step. The device works on the
-// eager steps meanwhile.
+// eager steps meanwhile, unless memory is short.
 void BlockTuner::CaptureStep() {
   const CudaApi& cuda = CudaKernels();
+  if (IsShortOfMemory()) {
+    // The graph's memory is its own: what the eager steps left would lie idle beside it.
+    graph_->own.synchronize();
+    cuda.release_cached_memory();
+  }
   graph_->handle = cuda.graph_create();
   bool capturing = false;
   try {
-    cuda.graph_capture_begin(graph_->handle, graph_->memory);
+    cuda.graph_capture_begin(graph_->handle, graph_->stream.graph_memory());
     capturing = true;
     RunStep();
     capturing = false;
     cuda.graph_capture_end(graph_->handle);
-  } catch (const c10::Error&) {
+  } catch (const c10::Error& error) {
     if (capturing) {
       try {
         cuda.graph_capture_end(graph_->handle);  // else the stream would stay in capture mode
@@ -301,6 +338,7 @@ void BlockTuner::CaptureStep() {
     }
     cuda.graph_destroy(graph_->handle);
     graph_->handle = nullptr;
+    if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr) throw;
     graph_->refused = true;
   }
 }
@@ -312,6 +350,7 @@ void BlockTuner::Step() {
     RunStep();
   } else {
     const c10::StreamGuard on_own_stream(graph_->own);
+    if (ring_ != nullptr) ring_->Begin(steps_);
     if (steps_ >= kEagerSteps && graph_->handle == nullptr && !graph_->refused) {
       CaptureStep();
     }
@@ -320,6 +359,7 @@ void BlockTuner::Step() {
     } else {
       RunStep();
     }
+    if (ring_ != nullptr) ring_->End(steps_);
   }
   ++steps_;
   if (steps_ == kWarmUpSteps) Mark(clock_.device_begin, clock_.host_begin);
@@ -346,7 +386,7 @@ std::optional<double> BlockTuner::StepSeconds() const {
 
 std::string BlockTuner::Path() const {
   const bool eager = graph_ != nullptr && graph_->refused;
-  return pass_->Path(batch_ * inputs_.size(1)) + (eager ? ", no graph" : "");
+  return pass_->Path(micro_batch_ * inputs_.size(1)) + (eager ? ", no graph" : "");
 }
 
 void BlockTuner::WaitForEarlierSteps() {
@@ -376,7 +416,17 @@ int64_t BlockTuner::KeptStep() const {
   return std::isfinite(loss_inputs_.loss_curve[steps_ - 1].item<float>()) ? steps_ - 1 : -1;
 }
 
-std::vector<std::optional<AffineQuantizedTensor>> BlockTuner::Records() const {
+std::vector<std::optional<AffineQuantizedTensor>> BlockTuner::Records() {
+  // Records are made in wide pieces, the place of which the steps' memory takes.
+  TuningStream* stream = graph_ != nullptr ? &graph_->stream : nullptr;
+  graph_.reset();
+  pass_.reset();
+  loss_.reset();
+  best_ = nullptr;
+  shared_.clear();
+  inputs_ = loss_inputs_.staged_targets = at::Tensor();
+  if (stream != nullptr && IsShortOfMemory()) stream->ReleaseMemory();
+  ring_.reset();
   std::vector<std::optional<AffineQuantizedTensor>> records(parameters_.size());
   for (size_t i = 0; i < parameters_.size(); ++i) {
     if (is_used_[i]) {

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -15,6 +16,7 @@
 #include "algorithms/affine/affine_primitives.h"
 #include "algorithms/affine/affine_quantized_tensor.h"
 #include "algorithms/auto_round/auto_round.h"
+#include "algorithms/auto_round/batch_ring.h"
 #include "algorithms/auto_round/block_loss.h"
 #include "algorithms/auto_round/block_pass.h"
 #include "algorithms/auto_round/tunable_weight.h"
@@ -26,7 +28,8 @@ namespace ptq {
 // Holds the tunable parameters of a block's quantized linears and takes steps on them. Nothing
 // inside a step waits for the device: batches, rates, losses and the best step stay there, and on
 // CUDA all steps after the first two replay one captured graph. Linears that see one and the same
-// input (q, k, v; gate, up) are computed as one product. Methods throw c10::Error.
+// input (q, k, v; gate, up) are computed as one product. Inputs and targets in host memory come to
+// the device behind the steps (BatchRing). Methods throw c10::Error.
 class BlockTuner {
  public:
   // All of `request` outlives it; inputs, schemes and options were validated. iterations >= 1.
@@ -34,7 +37,7 @@ class BlockTuner {
   // the paper's. `stream`: where a block on CUDA is tuned; not nullptr then.
   BlockTuner(const BlockQuantizationRequest& request, at::ScalarType stored_dtype,
              const AutoRoundOptions& options, const std::vector<std::optional<QParams>>& starts,
-             const TuningStream* stream);
+             TuningStream* stream);
   ~BlockTuner();
   BlockTuner(const BlockTuner&) = delete;
   BlockTuner& operator=(const BlockTuner&) = delete;
@@ -58,8 +61,9 @@ class BlockTuner {
   // device.
   int64_t KeptStep() const;
   // Records of the kept step, by linear index; none for a layer that was not tuned: the block did
-  // not use it, or (learned scale) too few tokens reached it. Only if KeptStep() >= 0.
-  std::vector<std::optional<AffineQuantizedTensor>> Records() const;
+  // not use it, or (learned scale) too few tokens reached it. Only if KeptStep() >= 0; the last
+  // call.
+  std::vector<std::optional<AffineQuantizedTensor>> Records();
 
  private:
   struct Graph;  // a captured CUDA graph and where it runs
@@ -79,7 +83,11 @@ class BlockTuner {
   void MakePass();
   void ChooseGradientScale();
   void FakeQuantizeAll();
-  at::Tensor NextBatch() const;  // [batch, T, D]
+  // Samples first, first + 1 ... of the current step, [count, T, D].
+  at::Tensor MicroBatch(int64_t first, int64_t count) const;
+  int64_t LengthOfMicroBatch(int64_t first) const { return std::min(micro_batch_, batch_ - first); }
+  // Chains on the host or micro-batches: someone has counted.
+  bool IsShortOfMemory() const { return ring_ != nullptr || micro_batch_ < batch_; }
   void RunStep();
   void CaptureStep();
   void Mark(std::optional<c10::Event>& device, std::chrono::steady_clock::time_point& host) const;
@@ -88,6 +96,7 @@ class BlockTuner {
   const std::vector<std::optional<QuantizationScheme>>& schemes_;
   AutoRoundOptions options_;
   int64_t batch_;
+  int64_t micro_batch_;
   int64_t steps_ = 0;
   std::vector<std::unique_ptr<TunableWeight>> parameters_;  // by linear index; none: not tuned
   std::vector<at::Tensor> fixed_weights_;  // of those that are not, by linear index
@@ -95,7 +104,9 @@ class BlockTuner {
   std::vector<bool> is_used_;     // by linear index: it is in a SharedLinear
   std::vector<StepRates> rates_;  // by linear index
   std::vector<at::Tensor> rate_tables_;
-  at::Tensor inputs_;
+  at::Device device_;
+  std::unique_ptr<BatchRing> ring_;  // where inputs and targets lie in host memory
+  at::Tensor inputs_;                // [S, T, D], or the ring's, on the device
   LossInputs loss_inputs_;
   std::unique_ptr<BlockPass> pass_;
   std::unique_ptr<BlockLoss> loss_;

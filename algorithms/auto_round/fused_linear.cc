@@ -61,11 +61,17 @@ at::Tensor FusedLinear::InputGradient(const Fp8Layouts& gradient) const {
   return Fp8Product(gradient.rows, MakeFp8Layouts(spans, transposed, codes).columns);
 }
 
-at::Tensor FusedLinear::WeightGradient(const Fp8Layouts& gradient, Fp8Layouts& input) const {
-  at::Tensor result = gradient.columns.defined() ? Fp8Product(gradient.columns, input.columns)
-                                                 : at::mm(gradient.wide.t(), input.wide);
+at::Tensor FusedLinear::WeightGradient(const Fp8Layouts& gradient, Fp8Layouts& input,
+                                       at::Tensor sum) const {
+  if (gradient.columns.defined()) {  // cuBLASLt's product with scales by blocks does not add
+    const at::Tensor product = Fp8Product(gradient.columns, input.columns);
+    sum = sum.defined() ? sum.add_(product) : product;
+  } else {
+    sum = sum.defined() ? sum.addmm_(gradient.wide.t(), input.wide)
+                        : at::mm(gradient.wide.t(), input.wide);
+  }
   input = {};
-  return result;
+  return sum;
 }
 
 }  // namespace ptq

@@ -31,8 +31,8 @@ class FusedLinear {
   // What the maker of an output's gradient [tokens, N] makes of it.
   Fp8Wanted GradientLayouts(int64_t tokens, bool of_input) const;
   at::Tensor InputGradient(const Fp8Layouts& gradient) const;
-  // Contiguous. Drops `input`.
-  at::Tensor WeightGradient(const Fp8Layouts& gradient, Fp8Layouts& input) const;
+  // Contiguous; added to `sum` in place where that is defined. Drops `input`.
+  at::Tensor WeightGradient(const Fp8Layouts& gradient, Fp8Layouts& input, at::Tensor sum) const;
 
  private:
   bool HasFp8WeightGradient(int64_t tokens) const;

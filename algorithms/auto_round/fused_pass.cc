@@ -25,7 +25,8 @@ std::optional<size_t> FindShared(const std::vector<SharedLinear>& shared,
 }  // namespace
 
 std::unique_ptr<FusedPass> FusedPass::Create(const DecoderBlock& block, const RotaryTable& rotary,
-                                             const std::vector<SharedLinear>& shared, bool fp8) {
+                                             const std::vector<SharedLinear>& shared, bool fp8,
+                                             int64_t workspace_bytes) {
   const std::optional<GatedBlockParts> parts = PartsForDeviceOps(block);
   if (!parts) return nullptr;
   const auto query_key_value = FindShared(shared, {parts->query, parts->key, parts->value});
@@ -33,19 +34,22 @@ std::unique_ptr<FusedPass> FusedPass::Create(const DecoderBlock& block, const Ro
   const auto gate_up = FindShared(shared, {parts->gate, parts->up});
   const auto down = FindShared(shared, {parts->down});
   if (!query_key_value || !output || !gate_up || !down) return nullptr;
-  return std::unique_ptr<FusedPass>(
-      new FusedPass(*parts, rotary, shared, {*query_key_value, *output, *gate_up, *down}, fp8));
+  return std::unique_ptr<FusedPass>(new FusedPass(
+      *parts, rotary, shared, {*query_key_value, *output, *gate_up, *down}, fp8, workspace_bytes));
 }
 
 FusedPass::FusedPass(const GatedBlockParts& parts, const RotaryTable& rotary,
-                     const std::vector<SharedLinear>& shared, const Places& places, bool fp8)
+                     const std::vector<SharedLinear>& shared, const Places& places, bool fp8,
+                     int64_t workspace_bytes)
     : parts_(parts),
       rotary_(rotary),
       places_(places),
+      workspace_bytes_(workspace_bytes),
       query_key_value_(shared[places.query_key_value], fp8),
       output_(shared[places.output], fp8),
       gate_up_(shared[places.gate_up], fp8),
-      down_(shared[places.down], fp8) {}
+      down_(shared[places.down], fp8),
+      sums_(shared.size()) {}
 
 std::string FusedPass::Path(int64_t tokens) const {
   const bool fp8 = query_key_value_.HasFp8Product(tokens) || output_.HasFp8Product(tokens) ||
@@ -70,7 +74,8 @@ at::Tensor FusedPass::Forward(const at::Tensor& hidden) {
                                                .length = hidden.size(1),
                                                .heads = parts_.num_heads,
                                                .key_heads = parts_.num_key_value_heads,
-                                               .head_dim = parts_.head_dim}),
+                                               .head_dim = parts_.head_dim,
+                                               .workspace_bytes = workspace_bytes_}),
                      output_.InputLayouts(tokens));
 
   saved_.middle = DeviceNormedSum(rows, output_.Forward(saved_.attended),
@@ -119,6 +124,12 @@ PackedHeads FusedPass::Heads(const at::Tensor& rows) const {
   return {rows, parts_.num_heads, parts_.num_key_value_heads, parts_.head_dim};
 }
 
+void FusedPass::AddGradient(size_t place, const FusedLinear& linear, const Fp8Layouts& gradient,
+                            Fp8Layouts& input, const GradientSink& sink) {
+  sums_[place] = linear.WeightGradient(gradient, input, sums_[place]);
+  if (sink) sink(place, std::exchange(sums_[place], at::Tensor()));
+}
+
 void FusedPass::Backward(const at::Tensor& output_gradient, const GradientSink& sink) {
   const at::Tensor gradient = output_gradient.flatten(0, 1);
   const int64_t tokens = gradient.size(0);
@@ -131,12 +142,12 @@ void FusedPass::Backward(const at::Tensor& output_gradient, const GradientSink& 
       const Fp8Layouts of_output =
           MakeFp8Layouts(gradient, down_.GradientLayouts(tokens, /*of_input=*/true));
       hidden_gradient = down_.InputGradient(of_output);
-      sink(places_.down, down_.WeightGradient(of_output, saved_.mlp_hidden));
+      AddGradient(places_.down, down_, of_output, saved_.mlp_hidden, sink);
     }
     const Fp8Layouts of_gate_up = GatedGradient(hidden_gradient);
     hidden_gradient = at::Tensor();
     mlp_gradient = gate_up_.InputGradient(of_gate_up);
-    sink(places_.gate_up, gate_up_.WeightGradient(of_gate_up, saved_.mlp_input));
+    AddGradient(places_.gate_up, gate_up_, of_gate_up, saved_.mlp_input, sink);
   }
 
   const at::Tensor sum_gradient =
@@ -144,12 +155,12 @@ void FusedPass::Backward(const at::Tensor& output_gradient, const GradientSink& 
   const Fp8Layouts of_sum =
       MakeFp8Layouts(sum_gradient, output_.GradientLayouts(tokens, /*of_input=*/true));
   const at::Tensor attended_gradient = output_.InputGradient(of_sum);
-  sink(places_.output, output_.WeightGradient(of_sum, saved_.attended));
+  AddGradient(places_.output, output_, of_sum, saved_.attended, sink);
   const at::Tensor rows_gradient = saved_.attention.Backward(attended_gradient);
   DeviceRotate(Heads(rows_gradient).query_and_key, parts_.head_dim, rotary_, /*inverse=*/true);
   const Fp8Layouts of_rows =
       MakeFp8Layouts(rows_gradient, query_key_value_.GradientLayouts(tokens, /*of_input=*/false));
-  sink(places_.query_key_value, query_key_value_.WeightGradient(of_rows, saved_.attention_input));
+  AddGradient(places_.query_key_value, query_key_value_, of_rows, saved_.attention_input, sink);
   saved_ = {};
 }
 

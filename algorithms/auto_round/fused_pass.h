@@ -20,10 +20,11 @@ class FusedPass final : public BlockPass {
   // nullptr where only AutogradPass can run the block: another device than CUDA or another dtype
   // than bfloat16 and float16, a block without gated_parts(), linears that are not tuned, widths
   // that the kernels do not take. `fp8`: products in FP8 where they can be (fused_linear.h); only
-  // with bfloat16 and HasFp8Products(). Everything borrowed outlives it; the shared weights may be
-  // made later.
-  static std::unique_ptr<FusedPass> Create(const DecoderBlock& block, const RotaryTable& rotary,
-                                           const std::vector<SharedLinear>& shared, bool fp8);
+  // with bfloat16 and HasFp8Products(). `workspace_bytes`: DeviceAttention's. Everything borrowed
+  // outlives it; the shared weights may be made later.
+  static std::unique_ptr<FusedPass> Create(
+      const DecoderBlock& block, const RotaryTable& rotary, const std::vector<SharedLinear>& shared,
+      bool fp8, int64_t workspace_bytes = DeviceAttention::kWorkspaceBytes);
 
   std::string Path(int64_t tokens) const override;
   at::Tensor Forward(const at::Tensor& hidden) override;
@@ -49,20 +50,26 @@ class FusedPass final : public BlockPass {
   };
 
   FusedPass(const GatedBlockParts& parts, const RotaryTable& rotary,
-            const std::vector<SharedLinear>& shared, const Places& places, bool fp8);
+            const std::vector<SharedLinear>& shared, const Places& places, bool fp8,
+            int64_t workspace_bytes);
   Fp8Layouts GatedHidden() const;
   // The gradient of Saved::gate_up, from that of mlp_hidden.
   Fp8Layouts GatedGradient(const at::Tensor& hidden_gradient);
+  // Adds a weight's gradient to its sum; with a sink, hands that over.
+  void AddGradient(size_t place, const FusedLinear& linear, const Fp8Layouts& gradient,
+                   Fp8Layouts& input, const GradientSink& sink);
   PackedHeads Heads(const at::Tensor& rows) const;
 
   const GatedBlockParts parts_;
   const RotaryTable& rotary_;
   const Places places_;
+  const int64_t workspace_bytes_;
   const FusedLinear query_key_value_;
   const FusedLinear output_;
   const FusedLinear gate_up_;
   const FusedLinear down_;
   Saved saved_;
+  std::vector<at::Tensor> sums_;  // of gradients, by SharedLinear; undefined: none yet
 };
 
 }  // namespace ptq

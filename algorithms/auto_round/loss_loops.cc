@@ -18,10 +18,12 @@ inline __attribute__((always_inline)) void LossOfTokenRange(const TuningState& s
                                                             int64_t end) {
   using Word = typename Storage::Word;
   const int64_t width = state.width;
-  const int64_t* batch = state.order + *state.step * state.batch;
+  const int64_t samples = *state.step * state.batch + state.first;
   for (int64_t token = begin; token < end; ++token) {
-    const int64_t target = batch[token / state.length] * state.length + token % state.length;
-    const float mask = state.mask[target];
+    const int64_t sample = samples + token / state.length;
+    const int64_t position = token % state.length;
+    const int64_t target = state.slots[sample] * state.length + position;
+    const float mask = state.mask[state.order[sample] * state.length + position];
     const float scale = mask * state.gradient_scale;
     const Word* __restrict outputs = static_cast<const Word*>(state.output) + token * width;
     const Word* __restrict targets = static_cast<const Word*>(state.targets) + target * width;
@@ -44,7 +46,7 @@ inline __attribute__((always_inline)) void LossOfTokenRange(const TuningState& s
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       sum += sums[lane];
     }
-    state.token_sums[token] = sum;
+    state.token_sums[state.first * state.length + token] = sum;
   }
 }
 
@@ -75,7 +77,7 @@ void FinishLoss(const TuningState& state) {
   const int64_t* batch = state.order + step * state.batch;
   double sum = 0;
   int64_t unmasked = 0;
-  for (int64_t token = 0; token < state.tokens(); ++token) {
+  for (int64_t token = 0; token < state.batch * state.length; ++token) {
     sum += state.token_sums[token];
     const int64_t target = batch[token / state.length] * state.length + token % state.length;
     unmasked += state.mask[target] != 0.0f ? 1 : 0;

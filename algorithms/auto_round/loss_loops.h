@@ -9,10 +9,11 @@
 
 namespace ptq {
 
-// token_sums and gradient of tokens [begin, end) of the current batch.
+// token_sums and gradient of tokens [begin, end) of the micro-batch.
 void LossOfTokens(const TuningState& state, int64_t begin, int64_t end);
 
-// After LossOfTokens of all tokens: loss_curve of the current step, best_loss, best_step, improved.
+// After LossOfTokens of all tokens of the batch: loss_curve of the current step, best_loss,
+// best_step, improved.
 void FinishLoss(const TuningState& state);
 
 }  // namespace ptq

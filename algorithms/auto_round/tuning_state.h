@@ -12,11 +12,13 @@ namespace ptq {
 
 struct TuningState {
   // Loss of step k: mean((output - target)² · mask²) over unmasked tokens.
-  const void* output = nullptr;    // [batch, length, width]: the block's, of the current batch
+  // Of samples [first, first + count) of the current batch: a micro-batch.
+  const void* output = nullptr;    // [count, length, width]: the block's
   void* gradient = nullptr;        // the same shape: (output - target) · mask² · gradient_scale
-  const void* targets = nullptr;   // [samples, length, width]
+  const void* targets = nullptr;   // [slots, length, width]
   const float* mask = nullptr;     // [samples, length]
   const int64_t* order = nullptr;  // [iterations, batch] sample indices
+  const int64_t* slots = nullptr;  // [iterations, batch]: where in `targets` each sample's are
   float* token_sums = nullptr;     // [batch, length]: scratch
   int64_t* step = nullptr;         // [1]: k
   float* loss_curve = nullptr;     // [iterations]; NaN if the batch has no unmasked token
@@ -24,17 +26,20 @@ struct TuningState {
   int64_t* best_step = nullptr;    // [1], -1 at first
   int32_t* improved = nullptr;     // [1]: 1 if step k's loss is below all before it
   int64_t batch = 0;
+  int64_t first = 0;
+  int64_t count = 0;
   int64_t length = 0;
   int64_t width = 0;
   // Of a loss w d'F'd, d = (output - target) mask, alone: w, d and F'd. The last two are bfloat16
   // whatever the dtype. Such a loss keeps no best step: best_loss, best_step and improved are none.
   const float* token_weights = nullptr;  // [samples, length]
-  void* difference = nullptr;            // [batch, length, width]
-  const void* product = nullptr;         // [batch, length, width]
+  void* difference = nullptr;            // [count, length, width]
+  const void* product = nullptr;         // [count, length, width]
   float gradient_scale = 1.0f;
   HiddenDtype dtype = HiddenDtype::kFloat32;
 
-  int64_t tokens() const { return batch * length; }
+  int64_t tokens() const { return count * length; }         // of the micro-batch
+  bool complete() const { return first + count == batch; }  // it is the batch's last one
 };
 
 // Learning rates by step and where in them a step is; see TuningState.

@@ -20,4 +20,11 @@ TuningStream::~TuningStream() {
   }
 }
 
+void TuningStream::ReleaseMemory() {
+  stream_.synchronize();
+  CudaKernels().graph_memory_destroy(graph_memory_);
+  graph_memory_ = CudaKernels().graph_memory_create();
+  CudaKernels().release_cached_memory();
+}
+
 }  // namespace ptq

@@ -18,6 +18,10 @@ class TuningStream {
   TuningStream(const TuningStream&) = delete;
   TuningStream& operator=(const TuningStream&) = delete;
 
+  // Gives back what the allocator caches for these graphs and others; no graph on it is alive.
+  // Another stream would not do: libtorch keeps a workspace of cuBLAS for every one it has seen.
+  void ReleaseMemory();
+
   const c10::Stream& stream() const { return stream_; }
   // For CudaApi::graph_capture_begin.
   void* graph_memory() const { return graph_memory_; }

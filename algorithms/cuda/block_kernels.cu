@@ -13,7 +13,7 @@ namespace {
 
 __global__ void __launch_bounds__(kThreads) GatherKernel(GatherSpans spans) {
   const int64_t packs = spans.bytes / sizeof(uint4);
-  const int64_t sample = spans.order[*spans.step * spans.batch + blockIdx.y];
+  const int64_t sample = spans.order[*spans.step * spans.batch + spans.first + blockIdx.y];
   const auto* source = static_cast<const uint4*>(spans.inputs) + sample * packs;
   auto* target = static_cast<uint4*>(spans.output) + blockIdx.y * packs;
   for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < packs;
@@ -168,7 +168,7 @@ int LaunchGather(const GatherSpans& spans, void* stream) {
   const int64_t blocks =
       (spans.bytes / static_cast<int64_t>(sizeof(uint4)) + kThreads - 1) / kThreads;
   const dim3 grid(static_cast<unsigned>(blocks < 4096 ? blocks : 4096),
-                  static_cast<unsigned>(spans.batch));
+                  static_cast<unsigned>(spans.count));
   GatherKernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(spans);
   return cudaGetLastError();
 }

@@ -16,13 +16,15 @@ namespace ptq {
 // The widest row of a norm, which its kernel holds in registers.
 constexpr int64_t kWidestRow = 16384;
 
-// The samples of step *step: output[i] = inputs[order[*step · batch + i]], `bytes` each.
+// Samples of step *step: output[i] = inputs[order[*step · batch + first + i]], `bytes` each.
 struct GatherSpans {
   const void* inputs = nullptr;    // [samples, bytes]
   const int64_t* order = nullptr;  // [steps, batch]
   const int64_t* step = nullptr;   // [1]
-  void* output = nullptr;          // [batch, bytes]
+  void* output = nullptr;          // [count, bytes]
   int64_t batch = 0;
+  int64_t first = 0;
+  int64_t count = 0;
   int64_t bytes = 0;  // a multiple of 16
 };
 

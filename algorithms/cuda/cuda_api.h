@@ -19,14 +19,15 @@
 namespace ptq {
 
 struct CudaApi {
-  static constexpr int kVersion = 4;
+  static constexpr int kVersion = 6;
   int version;
 
   // Kernels of algorithms/auto_round: the host loops of the same names, over all groups and units.
   int (*fake_quantize)(const RoundingState& state, void* stream);  // ChooseScales, FakeQuantize
   // KeepCodes and KeepScales if *rates.improved, StepValues, StepRanges, and the next forward pass.
   int (*step_rounding)(const RoundingState& state, const StepRates& rates, void* stream);
-  int (*tuning_loss)(const TuningState& state, void* stream);  // LossOfTokens, FinishLoss
+  // LossOfTokens, and FinishLoss behind a batch's last micro-batch. So do the two below.
+  int (*tuning_loss)(const TuningState& state, void* stream);
   // The two halves of a loss w d'F'd: d from the output; the gradient and the loss from F'd. 16-bit
   // outputs, widths of whole packs of 8.
   int (*tuning_difference)(const TuningState& state, void* stream);
@@ -60,10 +61,23 @@ struct CudaApi {
   int64_t (*peak_allocated_bytes)();  // since the process began, by the caching allocator
   void (*reset_peak_allocated_bytes)();
   void (*release_cached_memory)();
+  // From now on the caching allocator maps pieces of memory into one growing range rather than
+  // taking a segment for each size: next to nothing is lost between tensors.
+  void (*use_expandable_segments)();
   // Name of the current device, zero-terminated, at most `capacity` bytes.
   void (*device_name)(char* name, size_t capacity);
   int64_t (*device_memory_bytes)();
   int (*compute_capability)();  // 10 · major + minor
+  // Of the current device, all processes together, as the driver counts.
+  void (*memory_info)(int64_t* free_bytes, int64_t* total_bytes);
+  // What the caching allocator has of the device, tensors or not: now, and at most so far.
+  int64_t (*reserved_bytes)();
+  int64_t (*peak_reserved_bytes)();
+
+  // Page-locked host memory; none where there is not so much. Unlike libtorch's, not rounded up to
+  // a power of two.
+  void* (*host_alloc)(size_t bytes);
+  void (*host_free)(void* memory);
 
   // A CUDA graph: what runs between begin and end on the current stream (not the default one) is
   // recorded, and runs at each replay. Graphs take their memory from `memory`, which outlives them:

@@ -2,6 +2,7 @@
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/cuda/MemPool.h>
+#include <c10/core/AllocatorConfig.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -27,20 +28,42 @@ cudaDeviceProp Properties() {
 const char* ErrorString(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 void* CurrentStream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 void Synchronize() { c10::cuda::device_synchronize(); }
+c10::CachingDeviceAllocator::DeviceStats Statistics() {
+  return c10::cuda::CUDACachingAllocator::getDeviceStats(c10::cuda::current_device());
+}
 int64_t PeakAllocatedBytes() {
-  const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(c10::cuda::current_device());
-  return stats.allocated_bytes[0].peak;  // 0: all pools together
+  return Statistics().allocated_bytes[0].peak;  // 0: all pools together
 }
 void ResetPeakAllocatedBytes() {
   c10::cuda::CUDACachingAllocator::resetPeakStats(c10::cuda::current_device());
 }
 void ReleaseCachedMemory() { c10::cuda::CUDACachingAllocator::emptyCache(); }
+void UseExpandableSegments() {
+  c10::CachingAllocator::setAllocatorSettings("expandable_segments:True");
+}
 void DeviceName(char* name, size_t capacity) {
   const cudaDeviceProp properties = Properties();
   std::strncpy(name, properties.name, capacity - 1);
   name[capacity - 1] = '\0';
 }
 int64_t DeviceMemoryBytes() { return static_cast<int64_t>(Properties().totalGlobalMem); }
+
+void MemoryInfo(int64_t* free_bytes, int64_t* total_bytes) {
+  size_t free_size = 0;
+  size_t total_size = 0;
+  C10_CUDA_CHECK(cudaMemGetInfo(&free_size, &total_size));
+  *free_bytes = static_cast<int64_t>(free_size);
+  *total_bytes = static_cast<int64_t>(total_size);
+}
+int64_t ReservedBytes() { return Statistics().reserved_bytes[0].current; }
+int64_t PeakReservedBytes() { return Statistics().reserved_bytes[0].peak; }
+void* HostAlloc(size_t bytes) {
+  void* memory = nullptr;
+  if (cudaHostAlloc(&memory, bytes, cudaHostAllocDefault) == cudaSuccess) return memory;
+  cudaGetLastError();  // or the next kernel launch would report it
+  return nullptr;
+}
+void HostFree(void* memory) { cudaFreeHost(memory); }
 
 int ComputeCapability() {
   const cudaDeviceProp properties = Properties();
@@ -144,9 +167,15 @@ constexpr CudaApi kApi = {
     .peak_allocated_bytes = PeakAllocatedBytes,
     .reset_peak_allocated_bytes = ResetPeakAllocatedBytes,
     .release_cached_memory = ReleaseCachedMemory,
+    .use_expandable_segments = UseExpandableSegments,
     .device_name = DeviceName,
     .device_memory_bytes = DeviceMemoryBytes,
     .compute_capability = ComputeCapability,
+    .memory_info = MemoryInfo,
+    .reserved_bytes = ReservedBytes,
+    .peak_reserved_bytes = PeakReservedBytes,
+    .host_alloc = HostAlloc,
+    .host_free = HostFree,
     .graph_memory_create = GraphMemoryCreate,
     .graph_memory_destroy = GraphMemoryDestroy,
     .graph_create = GraphCreate,

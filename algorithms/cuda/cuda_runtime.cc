@@ -128,6 +128,23 @@ int64_t CudaPeakMemoryBytes() {
   return AskDevice(int64_t{0}, [](const CudaApi& api) { return api.peak_allocated_bytes(); });
 }
 
+CudaMemory CudaMemoryInfo() {
+  return AskDevice(CudaMemory(), [](const CudaApi& api) {
+    CudaMemory memory;
+    api.memory_info(&memory.free_bytes, &memory.total_bytes);
+    return memory;
+  });
+}
+
+int64_t CudaPeakUsedBytes() {
+  return AskDevice(int64_t{0}, [](const CudaApi& api) {
+    CudaMemory memory;
+    api.memory_info(&memory.free_bytes, &memory.total_bytes);
+    return memory.total_bytes - memory.free_bytes - api.reserved_bytes() +
+           api.peak_reserved_bytes();
+  });
+}
+
 absl::Status SynchronizeCuda() {
   return CatchTorchErrors("CUDA", []() -> absl::Status {
     if (const CudaApi* api = LoadedCuda(); api != nullptr) {

@@ -31,6 +31,15 @@ std::string CudaDeviceName();
 int64_t CudaDeviceMemoryBytes();
 // Most bytes that tensors have held on the device since the process began.
 int64_t CudaPeakMemoryBytes();
+// Free and all memory of the current device, by the driver; zeros where CUDA is not loaded.
+struct CudaMemory {
+  int64_t free_bytes = 0;
+  int64_t total_bytes = 0;
+};
+CudaMemory CudaMemoryInfo();
+// Most bytes that the process may have had on the device: what libtorch's allocator had at most,
+// and what of the device's other memory is in use now (contexts, libraries, other processes).
+int64_t CudaPeakUsedBytes();
 // Waits until the device has finished all work; does nothing where CUDA is not loaded.
 absl::Status SynchronizeCuda();
 

@@ -17,9 +17,11 @@ namespace r = rounding;
 constexpr int kTokenThreads = 128;
 constexpr int kFinishThreads = 1024;
 
-__device__ int64_t TargetOf(const TuningState& state, int64_t step, int64_t token) {
-  const int64_t sample = state.order[step * state.batch + token / state.length];
-  return sample * state.length + token % state.length;
+// The row of the batch's token in a tensor that has a sample's rows where `places` says: `order` or
+// `slots`.
+__device__ int64_t RowOf(const TuningState& state, const int64_t* places, int64_t step,
+                         int64_t token) {
+  return places[step * state.batch + token / state.length] * state.length + token % state.length;
 }
 
 // One block a token.
@@ -27,8 +29,10 @@ template <typename Storage, typename Rounding>
 __global__ void __launch_bounds__(kTokenThreads) LossKernel(TuningState state) {
   using Word = typename Storage::Word;
   const int64_t token = blockIdx.x;
-  const int64_t target = TargetOf(state, *state.step, token);
-  const float mask = state.mask[target];
+  const int64_t step = *state.step;
+  const int64_t in_batch = state.first * state.length + token;
+  const int64_t target = RowOf(state, state.slots, step, in_batch);
+  const float mask = state.mask[RowOf(state, state.order, step, in_batch)];
   const float scale = mask * state.gradient_scale;
   const Word* outputs = static_cast<const Word*>(state.output) + token * state.width;
   const Word* targets = static_cast<const Word*>(state.targets) + target * state.width;
@@ -42,7 +46,7 @@ __global__ void __launch_bounds__(kTokenThreads) LossKernel(TuningState state) {
   }
   sum = BlockSum(sum);
   if (threadIdx.x == 0) {
-    state.token_sums[token] = sum;
+    state.token_sums[in_batch] = sum;
   }
 }
 
@@ -50,8 +54,10 @@ __global__ void __launch_bounds__(kTokenThreads) LossKernel(TuningState state) {
 template <typename T>
 __global__ void __launch_bounds__(kTokenThreads) DifferenceKernel(TuningState state) {
   const int64_t token = blockIdx.x;
-  const int64_t target = TargetOf(state, *state.step, token);
-  const float mask = state.mask[target];
+  const int64_t step = *state.step;
+  const int64_t in_batch = state.first * state.length + token;
+  const int64_t target = RowOf(state, state.slots, step, in_batch);
+  const float mask = state.mask[RowOf(state, state.order, step, in_batch)];
   const T* outputs = static_cast<const T*>(state.output) + token * state.width;
   const T* targets = static_cast<const T*>(state.targets) + target * state.width;
   __nv_bfloat16* differences = static_cast<__nv_bfloat16*>(state.difference) + token * state.width;
@@ -70,9 +76,10 @@ __global__ void __launch_bounds__(kTokenThreads) DifferenceKernel(TuningState st
 template <typename T>
 __global__ void __launch_bounds__(kTokenThreads) MetricGradientKernel(TuningState state) {
   const int64_t token = blockIdx.x;
-  const int64_t target = TargetOf(state, *state.step, token);
-  const float weight = state.token_weights[target];
-  const float scale = weight * state.mask[target] * state.gradient_scale;
+  const int64_t in_batch = state.first * state.length + token;
+  const int64_t row = RowOf(state, state.order, *state.step, in_batch);
+  const float weight = state.token_weights[row];
+  const float scale = weight * state.mask[row] * state.gradient_scale;
   const auto* differences =
       static_cast<const __nv_bfloat16*>(state.difference) + token * state.width;
   const auto* products = static_cast<const __nv_bfloat16*>(state.product) + token * state.width;
@@ -89,7 +96,7 @@ __global__ void __launch_bounds__(kTokenThreads) MetricGradientKernel(TuningStat
   }
   sum = BlockSum(sum);
   if (threadIdx.x == 0) {
-    state.token_sums[token] = weight * sum;
+    state.token_sums[in_batch] = weight * sum;
   }
 }
 
@@ -100,7 +107,7 @@ __global__ void __launch_bounds__(kFinishThreads) FinishLossKernel(TuningState s
   int count = 0;
   for (int64_t token = threadIdx.x; token < tokens; token += kFinishThreads) {
     sum += state.token_sums[token];
-    count += state.mask[TargetOf(state, step, token)] != 0.0f ? 1 : 0;
+    count += state.mask[RowOf(state, state.order, step, token)] != 0.0f ? 1 : 0;
   }
   sum = BlockSum(sum);
   count = BlockSum(count);
@@ -138,7 +145,7 @@ int LaunchTuningLoss(const TuningState& state, void* stream) {
       LossKernel<r::Half, r::RoundedToHalf><<<blocks, kTokenThreads, 0, cuda_stream>>>(state);
       break;
   }
-  FinishLossKernel<<<1, kFinishThreads, 0, cuda_stream>>>(state);
+  if (state.complete()) FinishLossKernel<<<1, kFinishThreads, 0, cuda_stream>>>(state);
   return cudaGetLastError();
 }
 
@@ -156,7 +163,7 @@ int LaunchMetricLoss(const TuningState& state, void* stream) {
   return WithType(state.dtype, [&](auto type) {
     MetricGradientKernel<decltype(type)>
         <<<static_cast<unsigned>(state.tokens()), kTokenThreads, 0, cuda_stream>>>(state);
-    FinishLossKernel<<<1, kFinishThreads, 0, cuda_stream>>>(state);
+    if (state.complete()) FinishLossKernel<<<1, kFinishThreads, 0, cuda_stream>>>(state);
   });
 }
 

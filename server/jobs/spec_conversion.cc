@@ -32,6 +32,7 @@ constexpr std::pair<const char*, const char*> kFieldPaths[] = {
     {"sequence_length", "spec.calibration.sequence_length"},
     {"seed", "spec.seed"},
     {"device", "spec.resources.device"},
+    {"low_memory", "spec.resources.low_memory"},
     {"evaluation_window", "spec.evaluation.window"},
     {"evaluation_samples", "spec.evaluation.samples"},
     {"format", "spec.output_format"},
@@ -139,6 +140,13 @@ absl::StatusOr<JobSpec> ToJobSpec(const v1::QuantizationSpec& spec) {
     auto device = ParseDevice(spec.resources().device());
     if (!device.ok()) return InvalidField("spec.resources.device", Message(device.status()));
     result.device = *device;
+  }
+  if (!spec.resources().low_memory().empty()) {
+    auto low_memory = ParseLowMemory(spec.resources().low_memory());
+    if (!low_memory.ok()) {
+      return InvalidField("spec.resources.low_memory", Message(low_memory.status()));
+    }
+    result.low_memory = *low_memory;
   }
   if (spec.calibration().has_samples()) result.samples = spec.calibration().samples();
   if (spec.calibration().has_sequence_length()) {

@@ -57,6 +57,7 @@ TEST(JobFlagsTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(spec.output_format(), "affine");
   EXPECT_EQ(spec.seed(), 42u);
   EXPECT_EQ(spec.resources().device(), "auto");
+  EXPECT_EQ(spec.resources().low_memory(), "auto");
   EXPECT_EQ(spec.cache_policy(), v1::REUSE);
   EXPECT_EQ(spec.calibration().samples(), 128);
   EXPECT_EQ(spec.calibration().sequence_length(), 2048);
@@ -126,6 +127,8 @@ INSTANTIATE_TEST_SUITE_P(
                  [](R& r) { r.mutable_spec()->set_seed(UINT64_MAX); }},
         FlagCase{{"--device", "cuda"},
                  [](R& r) { r.mutable_spec()->mutable_resources()->set_device("cuda"); }},
+        FlagCase{{"--low-memory", "on"},
+                 [](R& r) { r.mutable_spec()->mutable_resources()->set_low_memory("on"); }},
         FlagCase{{"--evaluation-window", "256"},
                  [](R& r) { r.mutable_spec()->mutable_evaluation()->set_window(256); }},
         FlagCase{{"--evaluation-samples", "0"},

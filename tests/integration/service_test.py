@@ -191,12 +191,12 @@ def test_validate_only_prints_a_spec_that_the_worker_takes(server, tiny_model, t
 def test_the_recipes_flags_reach_the_workers_spec(shared_server, tiny_model):
     submit = ["submit", tiny_model, "--calibration", CALIBRATION, "--group-size", 32, "--validate-only", "--json"]
     spec = json.loads(shared_server.ptq(*submit, "--recipe", "best", "--fisher-tokens", 512,
-                                        "--tuning-precision", "bf16").stdout)
+                                        "--tuning-precision", "bf16", "--low-memory", "on").stdout)
     assert (spec["recipe"], spec["iterations"], spec["fisher_tokens"]) == ("best", 100, 512)
-    assert spec["tuning_precision"] == "bf16"
+    assert (spec["tuning_precision"], spec["low_memory"]) == ("bf16", "on")
     spec = json.loads(shared_server.ptq(*submit).stdout)
     assert (spec["recipe"], spec["iterations"], spec["fisher_tokens"]) == ("default", 60, -1)
-    assert spec["tuning_precision"] == "auto"
+    assert (spec["tuning_precision"], spec["low_memory"]) == ("auto", "auto")
 
 
 def test_server_path_below_a_root_gives_the_same_bytes_as_an_upload(tiny_model, tmp_path):

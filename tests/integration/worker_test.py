@@ -321,6 +321,9 @@ def test_the_report_describes_the_tuning_and_the_calibration(tuned):
     timing = report["timing"]
     assert timing["fisher_seconds"] > 0 and 0 < timing["search_seconds"] < timing["quantize_seconds"]
     assert 0 < report["memory"]["fisher_host_peak_bytes"] <= report["memory"]["host_peak_bytes"]
+    memory = report["memory"]
+    assert memory["activations"] == "device" and memory["micro_batches"]["tuning"] == 8
+    assert all(block["micro_batches"] == memory["micro_batches"] for block in report["blocks"])
     assert "held-out text" in (tuned.output / "report.html").read_text()
 
 

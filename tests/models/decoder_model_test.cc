@@ -49,6 +49,14 @@ TEST_F(DecoderModelTest, EmbedLooksTokensUp) {
   const at::Tensor many = at::arange(100, at::kLong).remainder(50).view({2, 50});
   PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor all, model_->Embed(many));
   EXPECT_TRUE(all[1].equal(table));
+  // Into memory of the caller's.
+  at::Tensor made;
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor elsewhere,
+                           model_->Embed(ids, [&](at::IntArrayRef shape, at::ScalarType dtype) {
+                             return made = at::empty(shape, dtype);
+                           }));
+  EXPECT_TRUE(elsewhere.is_same(made));
+  EXPECT_TRUE(elsewhere.equal(hidden));
 }
 
 TEST_F(DecoderModelTest, TokensOutsideOfTheVocabularyAreRefused) {

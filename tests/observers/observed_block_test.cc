@@ -201,6 +201,41 @@ TEST_F(BlockInputObserverTest, HeldOutSamplesGoAlongUnseen) {
   EXPECT_TRUE(with->inputs().full_precision.equal(observer_->inputs().full_precision));
 }
 
+// Two chains instead of three, by overwriting one; the bits are the same.
+TEST_F(BlockInputObserverTest, ChainsInHostMemoryGiveTheSameBits) {
+  int allocated = 0;
+  BlockInputOptions options{.micro_batch = 2, .held_out = 1};
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto expected, BlockInputObserver::Create(*model_, ids_, options));
+  options.allocate = [&](at::IntArrayRef shape, at::ScalarType dtype) {
+    ++allocated;
+    return at::empty(shape, dtype);
+  };
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto host, BlockInputObserver::Create(*model_, ids_, options));
+  for (const auto* block : {first_.get(), second_.get()}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock a, expected->Observe(*block));
+    PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock b, host->Observe(*block));
+    EXPECT_TRUE(b.targets.equal(a.targets));
+    EXPECT_TRUE(b.inputs->quantized.equal(a.inputs->quantized));
+    EXPECT_TRUE(b.statistics[6].importance.equal(a.statistics[6].importance));
+    const std::vector<at::Tensor> rounded = Rounded(*block);
+    PTQ_ASSERT_OK_AND_ASSIGN(const ReconstructionError error_a, expected->Advance(*block, rounded));
+    PTQ_ASSERT_OK_AND_ASSIGN(const ReconstructionError error_b, host->Advance(*block, rounded));
+    EXPECT_EQ(error_b.calibration, error_a.calibration);
+    EXPECT_EQ(error_b.held_out, error_a.held_out);
+    EXPECT_TRUE(host->inputs().quantized.equal(expected->inputs().quantized));
+    EXPECT_TRUE(host->inputs().full_precision.equal(expected->inputs().full_precision));
+  }
+  EXPECT_EQ(allocated, 2);
+}
+
+TEST_F(BlockInputObserverTest, AnotherMicroBatchHoldsFromTheNextBlockOn) {
+  observer_->set_micro_batch(5);
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*first_));
+  EXPECT_EQ(observed.micro_batch, 5);
+  EXPECT_TRUE(observed.targets.equal(
+      RunBlock(*first_, observer_->inputs().full_precision, observer_->rotary(), 5)));
+}
+
 TEST_F(BlockInputObserverTest, ReplayGivesTheBitsOfObserving) {
   PTQ_ASSERT_OK_AND_ASSIGN(const auto replayed,
                            BlockInputObserver::Create(*model_, ids_, {.micro_batch = 2}));

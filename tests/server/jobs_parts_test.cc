@@ -186,6 +186,7 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   spec.mutable_evaluation()->set_window(32);
   spec.mutable_evaluation()->set_samples(0);
   spec.mutable_resources()->set_device("cpu");
+  spec.mutable_resources()->set_low_memory("on");
   PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec job, ToJobSpec(spec));
   EXPECT_EQ(job.evaluation, "e");
   EXPECT_EQ(job.recipe, TuningRecipe::kBest);
@@ -204,6 +205,7 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   EXPECT_EQ(job.evaluation_window, 32);
   EXPECT_EQ(job.evaluation_samples, 0);
   EXPECT_EQ(job.device, DeviceChoice::kCpu);
+  EXPECT_EQ(job.low_memory, LowMemory::kOn);
 }
 
 TEST(SpecConversionTest, EveryRecipeIsKnown) {
@@ -259,6 +261,8 @@ TEST(SpecConversionTest, ErrorsNameTheFieldOfTheRequest) {
   EXPECT_EQ(field([](Spec& s) { s.add_rules()->set_pattern("("); }), "spec.rules");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_device("tpu"); }),
             "spec.resources.device");
+  EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_low_memory("off"); }),
+            "spec.resources.low_memory");
   EXPECT_EQ(field([](Spec& s) { s.mutable_evaluation()->set_window(1); }),
             "spec.evaluation.window");
   EXPECT_EQ(field([](Spec& s) { s.mutable_failure_policy()->set_max_attempts(-1); }),

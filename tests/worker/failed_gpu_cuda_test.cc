@@ -3,12 +3,9 @@
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <cstdio>
 #include <functional>
 #include <string>
-#include <thread>
 
 #include "algorithms/cuda/cuda_runtime.h"
 #include "common/file.h"
@@ -16,7 +13,7 @@
 #include "formats/safetensors_writer.h"
 #include "tests/formats/tiny_checkpoint.h"
 #include "tests/testing/status_matchers.h"
-#include "worker/run_job.h"
+#include "tests/worker/watched_run.h"
 
 namespace ptq {
 namespace {
@@ -59,27 +56,8 @@ class FailedGpuTest : public ::testing::Test {
     ASSERT_THAT(WriteFileAtomically(PathOf("spec.json"), DumpJson(spec)), IsOk());
   }
 
-  // The job's exit status; `on_event` gets every line that it writes.
   int Run(const std::function<void(const std::string&)>& on_event) const {
-    int ends[2];
-    if (::pipe(ends) != 0) return -1;
-    std::thread reader([&] {
-      std::FILE* lines = ::fdopen(ends[0], "r");
-      char line[1 << 16];
-      while (std::fgets(line, sizeof(line), lines) != nullptr) on_event(line);
-      std::fclose(lines);
-    });
-    CancellationToken cancel;
-    int status = -1;
-    {
-      EventWriter events(ends[1], [&cancel] { cancel.Cancel(); });
-      status =
-          RunJob({.spec_path = PathOf("spec.json"), .output = PathOf("output"), .cache_dir = ""},
-                 events, cancel);
-    }
-    ::close(ends[1]);
-    reader.join();
-    return status;
+    return testing::RunWatched(PathOf("spec.json"), PathOf("output"), on_event);
   }
 
   std::string folder_;

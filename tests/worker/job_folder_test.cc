@@ -102,6 +102,25 @@ TEST_F(JobFolderTest, ContinuesAfterFinishedBlocks) {
   EXPECT_THAT(folder->shard_digests(), ElementsAre(Sha256Hex("shard 0"), Sha256Hex("shard 1")));
 }
 
+TEST_F(JobFolderTest, RemembersHowTheJobUsesMemory) {
+  const Json memory = {{"micro_batches", {{"tuning", 4}}}};
+  {
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+    EXPECT_TRUE(folder->memory().is_null());
+    ASSERT_THAT(folder->SetMemory({{"micro_batches", {{"tuning", 8}}}}), IsOk());
+    ASSERT_THAT(folder->SetMemory(memory), IsOk());
+    ASSERT_THAT(folder->Identify(), IsOk());
+  }
+  {
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+    EXPECT_EQ(folder->memory(), memory);
+  }
+  // Where nothing is continued, nothing binds.
+  identity_.environment["engine_version"] = "2";
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());
+  EXPECT_TRUE(folder->memory().is_null());
+}
+
 TEST_F(JobFolderTest, ADamagedShardIsRedoneWithAllAfterIt) {
   {
     PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Open());

@@ -122,6 +122,7 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   if (key == "sequence_length") return Assign(key, value, &spec->sequence_length);
   if (key == "seed") return Assign(key, value, &spec->seed);
   if (key == "device") return AssignName(key, value, ParseDevice, &spec->device);
+  if (key == "low_memory") return AssignName(key, value, ParseLowMemory, &spec->low_memory);
   if (key == "evaluation_window") return Assign(key, value, &spec->evaluation_window);
   if (key == "evaluation_samples") return Assign(key, value, &spec->evaluation_samples);
   if (key == "format") return AssignName(key, value, ParseOutputFormat, &spec->format);
@@ -171,6 +172,7 @@ const char* AlgorithmName(Algorithm algorithm) {
   return kAlgorithmNames[static_cast<size_t>(algorithm)];
 }
 const char* DeviceName(DeviceChoice device) { return kDeviceNames[static_cast<size_t>(device)]; }
+const char* LowMemoryName(LowMemory choice) { return kLowMemoryNames[static_cast<size_t>(choice)]; }
 const char* OutputFormatName(OutputFormat format) {
   return kOutputFormatNames[static_cast<size_t>(format)];
 }
@@ -185,6 +187,9 @@ absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name) {
 }
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name) {
   return ParseName<DeviceChoice>(kDeviceNames, name);
+}
+absl::StatusOr<LowMemory> ParseLowMemory(const std::string& name) {
+  return ParseName<LowMemory>(kLowMemoryNames, name);
 }
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name) {
   return ParseName<OutputFormat>(kOutputFormatNames, name);
@@ -218,6 +223,7 @@ Json JobSpecToJson(const JobSpec& spec) {
   json["sequence_length"] = spec.sequence_length;
   json["seed"] = spec.seed;
   json["device"] = DeviceName(spec.device);
+  json["low_memory"] = LowMemoryName(spec.low_memory);
   json["evaluation_window"] = spec.evaluation_window;
   json["evaluation_samples"] = spec.evaluation_samples;
   json["format"] = OutputFormatName(spec.format);

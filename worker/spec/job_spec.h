@@ -33,15 +33,20 @@ inline constexpr std::array<int64_t, kRecipeNames.size()> kRecipeIterations = {2
 // bfloat16. Auto: fp8 where the device and the model allow it, with every recipe but paper.
 enum class PrecisionChoice { kAuto, kBf16, kFp8 };
 inline constexpr std::array kPrecisionNames = {"auto", "bf16", "fp8"};
+// Whether a job on a GPU saves device memory for time. Auto: as far as its memory asks for it.
+enum class LowMemory { kAuto, kOn };
+inline constexpr std::array kLowMemoryNames = {"auto", "on"};
 
 const char* AlgorithmName(Algorithm algorithm);
 const char* DeviceName(DeviceChoice device);
+const char* LowMemoryName(LowMemory choice);
 const char* OutputFormatName(OutputFormat format);
 const char* PrecisionName(PrecisionChoice precision);
 const char* RecipeName(TuningRecipe recipe);
 const char* ScaleRuleName(ScaleRule rule);
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name);
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name);
+absl::StatusOr<LowMemory> ParseLowMemory(const std::string& name);
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name);
 absl::StatusOr<PrecisionChoice> ParsePrecision(const std::string& name);
 absl::StatusOr<TuningRecipe> ParseRecipe(const std::string& name);
@@ -70,6 +75,7 @@ struct JobSpec {
   int64_t sequence_length = 2048;
   uint64_t seed = 42;
   DeviceChoice device = DeviceChoice::kAuto;
+  LowMemory low_memory = LowMemory::kAuto;
   int64_t evaluation_window = 0;     // 0: sequence_length
   int64_t evaluation_samples = 128;  // windows; 0: all
   OutputFormat format = OutputFormat::kAffine;

@@ -4,16 +4,20 @@
 
 #include <algorithm>
 #include <iostream>
+#include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "algorithms/auto_round/auto_round.h"
+#include "algorithms/auto_round/fp8.h"
 #include "algorithms/auto_round/learned_scale_parameters.h"
 #include "algorithms/auto_round/rounding_parameters.h"
 #include "algorithms/cuda/cuda_runtime.h"
 #include "algorithms/rtn/scale_search.h"
 #include "observers/fisher_observer.h"
+#include "observers/observed_block.h"
 #include "tests/algorithms/auto_round/tiny_block.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/tiny_llama.h"
@@ -255,6 +259,188 @@ TEST_F(CudaTest, TunesABlockInEveryDtype) {
       EXPECT_NEAR(*first.loss_best, *reference.loss_best, 0.1 * *reference.loss_best);
     }
   }
+}
+
+// The first block of a small Llama with its calibration, in host memory or on the device.
+class LlamaTuning {
+ public:
+  explicit LlamaTuning(bool chains_on_host) {
+    config_ = testing::TinyLlamaConfig();
+    config_.hidden_size = 256;
+    config_.intermediate_size = 384;
+    config_.head_dim = 64;
+    config_.max_position_embeddings = 128;
+    config_.attention_bias = false;
+    config_.mlp_bias = false;
+    checkpoint_ = testing::RandomCheckpoint(config_, 4, at::kBFloat16);
+    for (auto& [name, tensor] : checkpoint_.tensors) {
+      if (tensor.dim() == 2) tensor.mul_(0.2);
+    }
+    model_ =
+        DecoderModel::Create(config_, checkpoint_, {.device = at::kCUDA, .dtype = at::kBFloat16})
+            .value();
+    at::manual_seed(6);
+    const at::Tensor ids = at::randint(config_.vocab_size, {13, 128}, at::kLong);
+    BlockInputOptions options{.micro_batch = 3, .held_out = 1};
+    if (chains_on_host) {
+      options.allocate = [](at::IntArrayRef shape, at::ScalarType dtype) {
+        return at::empty(shape, at::device(at::kCPU).dtype(dtype).pinned_memory(true));
+      };
+    }
+    observer_ = BlockInputObserver::Create(*model_, ids, options).value();
+    first_ = model_->LoadBlock(0).value();
+    block_ = model_->LoadBlock(1).value();
+    observer_->Observe(*first_).value();
+    std::vector<at::Tensor> rounded;
+    for (const Linear& linear : first_->linears()) {
+      rounded.push_back((linear.weight * 64).round() / 64);
+    }
+    error_ = observer_->Advance(*first_, rounded).value();
+    observed_ = observer_->Observe(*block_).value();
+    observed_.fisher = at::eye(256) + at::full({256, 256}, 0.1);
+    observed_.fisher_tokens = 1 << 20;
+    QuantizationScheme scheme;
+    scheme.bits = 4;
+    scheme.group_size = 128;
+    schemes_.assign(block_->linears().size(), scheme);
+  }
+
+  absl::StatusOr<QuantizedBlock> Tune(AutoRoundMethod method, TuningPrecision precision,
+                                      int64_t micro_batch) {
+    AutoRoundOptions options;
+    options.method = method;
+    options.iterations = 8;
+    options.batch_size = 8;
+    options.micro_batch = micro_batch;
+    options.precision = precision;
+    return AutoRoundBlockQuantizer(at::kBFloat16, options)
+        .QuantizeBlock({observed_, schemes_, 42, cancel_, {}});
+  }
+
+  const ObservedBlock& observed() const { return observed_; }
+  const ReconstructionError& error() const { return error_; }
+
+ private:
+  ModelConfig config_;
+  testing::InMemoryCheckpoint checkpoint_;
+  std::unique_ptr<DecoderModel> model_;
+  std::unique_ptr<BlockInputObserver> observer_;
+  std::unique_ptr<DecoderBlock> first_;
+  std::unique_ptr<DecoderBlock> block_;
+  ReconstructionError error_;
+  ObservedBlock observed_;
+  std::vector<std::optional<QuantizationScheme>> schemes_;
+  CancellationToken cancel_;
+};
+
+class MicroBatchTest
+    : public ::testing::TestWithParam<std::tuple<AutoRoundMethod, TuningPrecision>> {
+ protected:
+  void SetUp() override {
+    ASSERT_THAT(LoadCuda(), IsOk());
+    if (std::get<1>(GetParam()) == TuningPrecision::kFp8 && !HasFp8Products()) {
+      GTEST_SKIP() << "needs compute capability 9.0";
+    }
+  }
+};
+
+TEST_P(MicroBatchTest, TuneLikeTheBatch) {
+  const auto [method, precision] = GetParam();
+  LlamaTuning input(false);
+  PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock whole, input.Tune(method, precision, 0));
+  PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock same, input.Tune(method, precision, 8));
+  EXPECT_TRUE(SameRecords(whole, same));
+  EXPECT_EQ(whole.loss_curve, same.loss_curve);
+  for (const int64_t micro_batch : {4, 3, 1}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock parts,
+                             input.Tune(method, precision, micro_batch));
+    ASSERT_EQ(parts.loss_curve.size(), 8U);
+    EXPECT_NEAR(parts.loss_curve[0], whole.loss_curve[0], 2e-3 * whole.loss_curve[0]);
+    // Signs of gradients near zero are those of their rounding.
+    for (size_t step = 1; step < 8; ++step) {
+      EXPECT_NEAR(parts.loss_curve[step], whole.loss_curve[step], 0.15 * whole.loss_curve[step])
+          << micro_batch << " at step " << step;
+    }
+    PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock again,
+                             input.Tune(method, precision, micro_batch));
+    EXPECT_TRUE(SameRecords(parts, again)) << micro_batch;
+  }
+}
+
+// Where activations lie changes no bit, neither on the way to the block nor in its tuning.
+TEST_P(MicroBatchTest, HostMemoryGivesTheDevicesBits) {
+  const auto [method, precision] = GetParam();
+  LlamaTuning device(false);
+  LlamaTuning host(true);
+  EXPECT_TRUE(device.observed().targets.is_cuda());
+  EXPECT_TRUE(host.observed().targets.device().is_cpu());
+  EXPECT_TRUE(host.observed().targets.equal(device.observed().targets.cpu()));
+  EXPECT_TRUE(host.observed().inputs->quantized.equal(device.observed().inputs->quantized.cpu()));
+  for (size_t i = 0; i < 7; ++i) {
+    EXPECT_TRUE(
+        host.observed().statistics[i].importance.equal(device.observed().statistics[i].importance))
+        << i;
+  }
+  EXPECT_EQ(host.error().calibration, device.error().calibration);
+  EXPECT_EQ(host.error().held_out, device.error().held_out);
+  for (const int64_t micro_batch : {0, 3}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock expected,
+                             device.Tune(method, precision, micro_batch));
+    PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock actual,
+                             host.Tune(method, precision, micro_batch));
+    EXPECT_EQ(actual.loss_curve, expected.loss_curve) << micro_batch;
+    EXPECT_TRUE(SameRecords(actual, expected)) << micro_batch;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Recipes, MicroBatchTest,
+    ::testing::Combine(::testing::Values(AutoRoundMethod::kPaper, AutoRoundMethod::kLearnedScale),
+                       ::testing::Values(TuningPrecision::kComputeDtype, TuningPrecision::kFp8)));
+
+TEST_F(CudaTest, MicroBatchesByAutogradTuneLikeTheBatch) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    TinyCase input(at::kCUDA, dtype, /*samples=*/16, /*length=*/32, /*width=*/64, /*inner=*/128);
+    TinyCase host(at::kCUDA, dtype, 16, 32, 64, 128);
+    host.inputs.quantized = host.inputs.quantized.cpu().pin_memory();
+    host.observed.targets = host.observed.targets.cpu().pin_memory();
+    for (const AutoRoundMethod method : {AutoRoundMethod::kPaper, AutoRoundMethod::kLearnedScale}) {
+      AutoRoundOptions options;
+      options.method = method;
+      options.iterations = 10;
+      options.batch_size = 8;
+      const auto tune = [&](TinyCase& subject, int64_t micro_batch) {
+        options.micro_batch = micro_batch;
+        return AutoRoundBlockQuantizer(at::kBFloat16, options).QuantizeBlock(subject.Request());
+      };
+      PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock whole, tune(input, 0));
+      PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock parts, tune(input, 3));
+      PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock hosted, tune(host, 3));
+      EXPECT_EQ(hosted.loss_curve, parts.loss_curve) << dtype;
+      EXPECT_TRUE(SameRecords(hosted, parts)) << dtype;
+      for (size_t step = 0; step < 10; ++step) {
+        EXPECT_NEAR(parts.loss_curve[step], whole.loss_curve[step], 0.05 * whole.loss_curve[step])
+            << dtype << " at step " << step;
+      }
+    }
+  }
+}
+
+TEST_F(CudaTest, MemoryFiguresAreTheDriversAndTheAllocators) {
+  const CudaMemory memory = CudaMemoryInfo();
+  EXPECT_GT(memory.free_bytes, 0);
+  EXPECT_GT(memory.total_bytes, memory.free_bytes);
+  EXPECT_GE(CudaPeakUsedBytes(), CudaPeakMemoryBytes());
+  EXPECT_LE(CudaPeakUsedBytes(), memory.total_bytes);
+  const CudaApi& api = *LoadedCuda();
+  void* pinned = api.host_alloc(size_t{3} << 20);
+  ASSERT_NE(pinned, nullptr);
+  const at::Tensor host = at::from_blob(pinned, {3 << 20}, at::kByte);
+  EXPECT_TRUE(host.is_pinned());
+  host.fill_(7);
+  EXPECT_TRUE(host.to(at::kCUDA, at::kByte, /*non_blocking=*/true).eq(7).all().item<bool>());
+  api.host_free(pinned);
+  EXPECT_EQ(api.host_alloc(size_t{1} << 60), nullptr) << "more than there is";
 }
 
 TEST_F(CudaTest, StopsWhenCancelled) {

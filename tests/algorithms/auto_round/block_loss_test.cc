@@ -61,7 +61,7 @@ TEST(FisherLoss, LossAndGradientAreThoseOfAutograd) {
     Case c;
     FisherLoss loss(c.inputs, c.fisher, weight);
     loss.gradient_scale = 0.25F;
-    const at::Tensor gradient = loss.Gradient(c.output);
+    const at::Tensor gradient = loss.Gradient(c.output, 0);
     const at::Tensor y = c.output.to(at::kDouble).set_requires_grad(true);
     const at::Tensor expected = c.Loss(y, weight);
     EXPECT_NEAR(c.inputs.loss_curve[1].item<double>(), expected.item<double>(),
@@ -81,13 +81,13 @@ TEST(FisherLoss, LossAndGradientAreThoseOfAutograd) {
 TEST(FisherLoss, MaskedTokensDoNotCountWhateverTheyAre) {
   Case c;
   FisherLoss loss(c.inputs, c.fisher, 0.9);
-  const at::Tensor before = loss.Gradient(c.output);
+  const at::Tensor before = loss.Gradient(c.output, 0);
   Case poisoned;
   const at::Tensor masked = poisoned.inputs.mask.eq(0).unsqueeze(-1);
   poisoned.inputs.targets =
       poisoned.inputs.targets.masked_fill(masked, std::numeric_limits<float>::quiet_NaN());
   FisherLoss other(poisoned.inputs, poisoned.fisher, 0.9);
-  EXPECT_TRUE(other.Gradient(poisoned.output).equal(before));
+  EXPECT_TRUE(other.Gradient(poisoned.output, 0).equal(before));
   EXPECT_TRUE(poisoned.inputs.loss_curve.equal(c.inputs.loss_curve));
 }
 
@@ -96,8 +96,43 @@ TEST(FisherLoss, ZeroTargetsKeepFiniteWeights) {
   c.inputs.targets[1].zero_();
   FisherLoss loss(c.inputs, c.fisher, 0.9);
   c.inputs.step.zero_();  // samples 1 and 3
-  EXPECT_TRUE(loss.Gradient(c.output).isfinite().all().item<bool>());
+  EXPECT_TRUE(loss.Gradient(c.output, 0).isfinite().all().item<bool>());
   EXPECT_TRUE(std::isfinite(c.inputs.loss_curve[0].item<float>()));
+}
+
+// Whatever the micro-batches: the gradient of each sample alone, the loss of all.
+TEST(FisherLoss, MicroBatchesGiveTheBatchsLossAndGradient) {
+  Case whole;
+  FisherLoss loss(whole.inputs, whole.fisher, 0.9);
+  const at::Tensor gradient = loss.Gradient(whole.output, 0);
+  Case parts;
+  // Targets elsewhere, as a BatchRing has them.
+  parts.inputs.staged_targets = parts.inputs.targets.index_select(0, parts.rows().flip(0));
+  parts.inputs.slots = at::tensor({0, 0, 1, 0}, at::kLong).view({2, 2});
+  FisherLoss part_loss(parts.inputs, parts.fisher, 0.9);
+  for (int64_t sample = 0; sample < 2; ++sample) {
+    const at::Tensor part = part_loss.Gradient(parts.output.narrow(0, sample, 1), sample);
+    EXPECT_TRUE(part.allclose(gradient.narrow(0, sample, 1), 1e-5, 0)) << sample;
+    const float curve = parts.inputs.loss_curve[1].item<float>();
+    if (sample == 0) EXPECT_EQ(curve, -1.0F) << "written before the batch is complete";
+  }
+  EXPECT_FLOAT_EQ(parts.inputs.loss_curve[1].item<float>(),
+                  whole.inputs.loss_curve[1].item<float>());
+}
+
+TEST(SquaredErrorLoss, MicroBatchesGiveTheBatchsBits) {
+  Case whole;
+  SquaredErrorLoss loss(whole.inputs);
+  const at::Tensor gradient = loss.Gradient(whole.output, 0);
+  Case parts;
+  SquaredErrorLoss part_loss(parts.inputs);
+  for (int64_t sample = 0; sample < 2; ++sample) {
+    EXPECT_EQ(part_loss.best_step().item<int64_t>(), -1);
+    EXPECT_TRUE(part_loss.Gradient(parts.output.narrow(0, sample, 1), sample)
+                    .equal(gradient.narrow(0, sample, 1)));
+  }
+  EXPECT_TRUE(parts.inputs.loss_curve.equal(whole.inputs.loss_curve));
+  EXPECT_EQ(part_loss.best_step().item<int64_t>(), 1);
 }
 
 TEST(FisherWeight, IsLowerWhereTokensAreFew) {

@@ -91,6 +91,27 @@ Outcome RunPass(BlockPass& pass, const at::Tensor& hidden, const at::Tensor& out
   return outcome;
 }
 
+// The same in micro-batches of `count` samples.
+Outcome RunInParts(BlockPass& pass, const at::Tensor& hidden, const at::Tensor& output_gradient,
+                   int64_t count, size_t linears) {
+  const at::NoGradGuard no_grad;
+  Outcome outcome;
+  std::vector<at::Tensor> outputs;
+  outcome.gradients.resize(linears);
+  const BlockPass::GradientSink keep = [&](size_t index, const at::Tensor& gradient) {
+    EXPECT_FALSE(outcome.gradients[index].defined()) << "a gradient came twice";
+    outcome.gradients[index] = gradient.to(at::kFloat).clone();
+  };
+  const std::vector<at::Tensor> parts = hidden.split(count);
+  const std::vector<at::Tensor> gradients = output_gradient.split(count);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    outputs.push_back(pass.Forward(parts[i]).to(at::kFloat));
+    pass.Backward(gradients[i], i + 1 == parts.size() ? keep : nullptr);
+  }
+  outcome.output = at::cat(outputs);
+  return outcome;
+}
+
 double RelativeError(const at::Tensor& actual, const at::Tensor& expected) {
   return ((actual - expected).norm() / expected.norm()).item<double>();
 }
@@ -136,6 +157,12 @@ TEST_P(FusedPassTest, AgreesWithAutogradInFloat32) {
   const Outcome again = RunPass(*pass, hidden.to(dtype), gradient.to(dtype), 4);
   EXPECT_TRUE(again.output.equal(actual.output));
   for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(again.gradients[i].equal(actual.gradients[i])) << i;
+  // In micro-batches, one of which is smaller.
+  const Outcome parts = RunInParts(*pass, hidden.to(dtype), gradient.to(dtype), 2, 4);
+  EXPECT_LT(RelativeError(parts.output, actual.output), least);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_LT(RelativeError(parts.gradients[i], actual.gradients[i]), least) << i;
+  }
 }
 
 // Weights that are codes times scales: those of an FP8 forward product are exact, so that the
@@ -187,6 +214,13 @@ TEST_P(FusedPassFp8Test, AgreesWithAutogradInFloat32) {
     const Outcome again = RunPass(*pass, hidden.to(at::kBFloat16), gradient.to(at::kBFloat16), 4);
     EXPECT_TRUE(again.output.equal(actual.output));
     for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(again.gradients[i].equal(actual.gradients[i])) << i;
+    const Outcome parts =
+        RunInParts(*pass, hidden.to(at::kBFloat16), gradient.to(at::kBFloat16), 1, 4);
+    EXPECT_LT(RelativeError(parts.output, actual.output), 0.01);
+    for (size_t i = 0; i < 4; ++i) {  // contractions of 128 tokens have no tile scales
+      EXPECT_LT(RelativeError(parts.gradients[i], expected.gradients[i]), 0.1) << i;
+      EXPECT_LT(RelativeError(parts.gradients[i], actual.gradients[i]), 0.06) << i;
+    }
   }
 }
 

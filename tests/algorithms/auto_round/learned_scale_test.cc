@@ -99,6 +99,49 @@ TEST(LearnedScale, SameSeedSameBytes) {
   EXPECT_FALSE(SameRecords(first, other));
 }
 
+// Micro-batches change nothing but the rounding of sums, whether they divide the batch or not.
+TEST(LearnedScale, MicroBatchesTuneLikeTheBatch) {
+  for (const AutoRoundMethod method : {AutoRoundMethod::kLearnedScale, AutoRoundMethod::kPaper}) {
+    TinyCase input;
+    if (method == AutoRoundMethod::kLearnedScale) {
+      input.observed.fisher = RandomFisher(32);
+      input.observed.fisher_tokens = 1 << 20;
+    }
+    const auto tune = [&](int64_t micro_batch) {
+      AutoRoundOptions options;
+      options.method = method;
+      options.iterations = 6;
+      options.batch_size = 8;
+      options.micro_batch = micro_batch;
+      return AutoRoundBlockQuantizer(at::kBFloat16, options).QuantizeBlock(input.Request());
+    };
+    PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock whole, tune(0));
+    for (const int64_t micro_batch : {8, 100}) {
+      PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock same, tune(micro_batch));
+      EXPECT_TRUE(SameRecords(whole, same));
+      EXPECT_EQ(whole.loss_curve, same.loss_curve);
+    }
+    for (const int64_t micro_batch : {1, 3, 4}) {
+      PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock parts, tune(micro_batch));
+      ASSERT_THAT(parts.loss_curve, SizeIs(6));
+      // A rounding error of a gradient near zero moves a code by a whole step.
+      EXPECT_FLOAT_EQ(parts.loss_curve[0], whole.loss_curve[0]) << micro_batch;
+      for (size_t step = 1; step < 6; ++step) {
+        EXPECT_NEAR(parts.loss_curve[step], whole.loss_curve[step], 0.02 * whole.loss_curve[step])
+            << micro_batch;
+      }
+    }
+  }
+}
+
+TEST(LearnedScale, RefusesANegativeMicroBatch) {
+  TinyCase input;
+  AutoRoundOptions options;
+  options.micro_batch = -1;
+  EXPECT_THAT(AutoRoundBlockQuantizer(at::kBFloat16, options).QuantizeBlock(input.Request()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("micro_batch")));
+}
+
 // A column that no activation reaches keeps the codes of the search, though Adam divides by the
 // size of gradients.
 TEST(LearnedScale, DeadColumnsStay) {

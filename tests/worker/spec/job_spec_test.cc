@@ -31,12 +31,13 @@ JobSpec GoodSpec() {
 TEST(JobSpecTest, JsonHasEveryKeyInOrderWithItsDefault) {
   JobSpec spec;
   spec.model = "m";
-  EXPECT_EQ(DumpJson(JobSpecToJson(spec)),
-            R"({"model":"m","calibration":"","evaluation":"","algorithm":"auto-round","bits":4,)"
-            R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","recipe":"default",)"
-            R"("iterations":0,"batch_size":8,"fisher_tokens":-1,"tuning_precision":"auto",)"
-            R"("samples":128,"sequence_length":2048,"seed":42,"device":"auto",)"
-            R"("evaluation_window":0,"evaluation_samples":128,"format":"affine","rule":[]})");
+  EXPECT_EQ(
+      DumpJson(JobSpecToJson(spec)),
+      R"({"model":"m","calibration":"","evaluation":"","algorithm":"auto-round","bits":4,)"
+      R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","recipe":"default",)"
+      R"("iterations":0,"batch_size":8,"fisher_tokens":-1,"tuning_precision":"auto",)"
+      R"("samples":128,"sequence_length":2048,"seed":42,"device":"auto",)"
+      R"("low_memory":"auto","evaluation_window":0,"evaluation_samples":128,"format":"affine","rule":[]})");
 }
 
 TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
@@ -58,6 +59,7 @@ TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
   spec.sequence_length = 64;
   spec.seed = ~uint64_t{0};
   spec.device = DeviceChoice::kCuda;
+  spec.low_memory = LowMemory::kOn;
   spec.evaluation_window = 32;
   spec.evaluation_samples = 0;
   spec.format = OutputFormat::kDequantized;
@@ -107,6 +109,7 @@ TEST(JobSpecTest, RefusesWrongTypesByKey) {
       {"fisher_tokens", "\"all\""},
       {"tuning_precision", "\"fp16\""},
       {"tuning_precision", "8"},
+      {"low_memory", "\"off\""},
       {"samples", "{}"},
       {"samples", "9223372036854775808"},
       {"sequence_length", "\"\""},
@@ -149,6 +152,10 @@ TEST(JobSpecTest, NamesAreTheFlagsValues) {
   for (const char* name : {"auto", "bf16", "fp8"}) {
     PTQ_ASSERT_OK_AND_ASSIGN(const PrecisionChoice precision, ParsePrecision(name));
     EXPECT_STREQ(PrecisionName(precision), name);
+  }
+  for (const char* name : {"auto", "on"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const LowMemory choice, ParseLowMemory(name));
+    EXPECT_STREQ(LowMemoryName(choice), name);
   }
   EXPECT_THAT(ParseAlgorithm("AWQ"),
               StatusIs(kInvalid, "\"AWQ\" is none of auto-round, gptq, opt-rtn, rtn"));
