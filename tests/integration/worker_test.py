@@ -615,7 +615,8 @@ def test_two_workers_do_not_write_one_folder(tiny_model, tmp_path):
     first = Worker(tmp_path / "out", spec_of(tiny_model, **SLOW))
     first.read_until(lambda e: e["type"] == "started")
     second = Worker(tmp_path / "out", spec_of(tiny_model, **SLOW))
-    time.sleep(2)
+    second.read_until(lambda e: e["type"] == "phase")
+    time.sleep(1)
     assert second.process.poll() is None  # waits for the first
     second.process.send_signal(signal.SIGTERM)
     second.finish(143)
