@@ -39,10 +39,10 @@ class FisherObserver {
       : loader_(loader), model_(loader.model()), options_(options) {}
 
   // `embedding` [S, T, D]: the model's, of S samples, in its dtype, on its device or in host
-  // memory. Calls `consume(block, F)` from the last block to the first, F [D, D] float32, symmetric,
-  // on the device; `progress` (may be empty) gets the finished fraction. Equal calls give equal bits.
-  // kCancelled; kResourceExhausted; kUnimplemented where a block cannot be differentiated; an error
-  // of `consume`.
+  // memory. Calls `consume(block, F)` from the last block to the first, F [D, D] float32,
+  // symmetric, on the device; `progress` (may be empty) gets the finished fraction. Equal calls
+  // give equal bits. kCancelled; kResourceExhausted; kUnimplemented where a block cannot be
+  // differentiated; an error of `consume`.
   absl::Status Observe(const at::Tensor& embedding, const CancellationToken& cancel,
                        const std::function<void(double)>& progress,
                        const std::function<absl::Status(int64_t, const at::Tensor&)>& consume);

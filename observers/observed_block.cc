@@ -52,8 +52,8 @@ std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at
   return observer.Finish();
 }
 
-// |y - y*|² / |y*|² of each token of [S, T, D], [S, T] float32 on `device`: by one kernel, or sample
-// by sample from host memory, to the same bits.
+// |y - y*|² / |y*|² of each token of [S, T, D], [S, T] float32 on `device`: by one kernel, or
+// sample by sample from host memory, to the same bits.
 at::Tensor TokenErrors(const at::Tensor& outputs, const at::Tensor& targets, at::Device device) {
   const CudaApi& cuda = CudaKernels();
   const int64_t samples = outputs.size(0);

@@ -15,19 +15,20 @@ namespace {
 // Of the mean square of a token's target, relative to all tokens': below it the weight stays.
 constexpr double kLeastSquare = 1e-6;
 
-// Mean squares of the tokens' targets, [S, T] float32.
+// Mean squares of the tokens' targets, [S, T] float32. Sample by sample, so that they have the same
+// bits wherever the targets lie.
 at::Tensor MeanSquares(const at::Tensor& targets, const at::Tensor& mask) {
-  if (targets.is_cuda()) {  // norms need no wide copy
-    return at::linalg_vector_norm(targets, 2, at::IntArrayRef{-1}, /*keepdim=*/false, at::kFloat)
-        .square_()
-        .div_(static_cast<double>(targets.size(2)));
-  }
+  const auto width = static_cast<double>(targets.size(2));
   at::Tensor squares = at::empty(mask.sizes(), mask.options());
-  for (int64_t sample = 0; sample < targets.size(0); ++sample) {  // one in float32 at a time
-    const at::Tensor wide = targets.select(0, sample)
-                                .to(mask.device(), targets.scalar_type(), /*non_blocking=*/true)
-                                .to(at::kFloat);
-    squares.select(0, sample).copy_(wide.square().mean(-1));
+  for (int64_t sample = 0; sample < targets.size(0); ++sample) {
+    const at::Tensor values =
+        targets.select(0, sample).to(mask.device(), targets.scalar_type(), /*non_blocking=*/true);
+    squares.select(0, sample).copy_(
+        mask.is_cuda()  // norms need no wide copy
+            ? at::linalg_vector_norm(values, 2, at::IntArrayRef{-1}, /*keepdim=*/false, at::kFloat)
+                  .square_()
+                  .div_(width)
+            : values.to(at::kFloat).square().mean(-1));
   }
   return squares;
 }
