@@ -13,8 +13,8 @@
 #include "models/decoder_model.h"
 #include "models/device_ops.h"
 #include "models/input_gradient.h"
+#include "tests/testing/device_llama.h"
 #include "tests/testing/status_matchers.h"
-#include "tests/testing/tiny_llama.h"
 
 namespace ptq {
 namespace {
@@ -22,32 +22,10 @@ namespace {
 using ::ptq::testing::IsOk;
 using ::testing::ElementsAre;
 
-constexpr int64_t kLength = 24;
+constexpr int64_t kLength = testing::DeviceLlamaBlock::kLength;
 
-ModelConfig Config(int64_t heads, int64_t key_heads, int64_t head_dim, bool bias) {
-  ModelConfig config = testing::TinyLlamaConfig();
-  config.hidden_size = 192;
-  config.intermediate_size = 272;
-  config.num_attention_heads = heads;
-  config.num_key_value_heads = key_heads;
-  config.head_dim = head_dim;
-  config.attention_bias = bias;
-  config.mlp_bias = bias;
-  return config;
-}
-
-struct Subject {
-  Subject(const ModelConfig& config, at::ScalarType dtype)
-      : checkpoint(testing::RandomCheckpoint(config, 4)) {
-    // Weights of a size that keeps activations near 1, exact in every dtype.
-    for (auto& [name, tensor] : checkpoint.tensors) {
-      if (tensor.dim() == 2) tensor.mul_(0.3);
-      tensor = tensor.to(at::kBFloat16).to(at::kFloat);
-    }
-    model = DecoderModel::Create(config, checkpoint, {.device = at::kCUDA, .dtype = dtype}).value();
-    block = model->LoadBlock(1).value();
-    rotary = model->MakeRotaryTable(kLength);
-  }
+struct Subject : testing::DeviceLlamaBlock {
+  using DeviceLlamaBlock::DeviceLlamaBlock;
 
   // Autograd decides by which way the block goes.
   at::Tensor Forward(const at::Tensor& hidden, bool by_tensors) const {
@@ -61,11 +39,6 @@ struct Subject {
     leaf.set_requires_grad(true);
     return torch::autograd::grad({block->Forward(leaf, rotary)}, {leaf}, {gradient})[0];
   }
-
-  testing::InMemoryCheckpoint checkpoint;
-  std::unique_ptr<DecoderModel> model;
-  std::unique_ptr<DecoderBlock> block;
-  RotaryTable rotary;
 };
 
 at::Tensor Random(uint64_t seed) {
@@ -85,7 +58,7 @@ class DeviceBlockTest
 
   ModelConfig ConfigOfParam() const {
     const auto [heads, key_heads, head_dim] = std::get<0>(GetParam());
-    return Config(heads, key_heads, head_dim, std::get<1>(GetParam()));
+    return testing::DeviceLlamaConfig(heads, key_heads, head_dim, std::get<1>(GetParam()));
   }
   at::ScalarType dtype() const { return std::get<2>(GetParam()); }
   double Least() const { return dtype() == at::kHalf ? 1e-3 : 6e-3; }

@@ -11,38 +11,17 @@
 #include "algorithms/auto_round/fused_pass.h"
 #include "algorithms/cuda/cuda_runtime.h"
 #include "models/decoder_model.h"
+#include "tests/testing/device_llama.h"
 #include "tests/testing/status_matchers.h"
-#include "tests/testing/tiny_llama.h"
 
 namespace ptq {
 namespace {
 
 using ::ptq::testing::IsOk;
 
-ModelConfig Config(int64_t heads, int64_t key_heads, int64_t head_dim, bool bias) {
-  ModelConfig config = testing::TinyLlamaConfig();
-  config.hidden_size = 192;
-  config.intermediate_size = 272;
-  config.num_attention_heads = heads;
-  config.num_key_value_heads = key_heads;
-  config.head_dim = head_dim;
-  config.attention_bias = bias;
-  config.mlp_bias = bias;
-  return config;
-}
-
-// A block on the device in `dtype`, with its linears shared as a Llama's are.
-struct Subject {
-  Subject(const ModelConfig& config, at::ScalarType dtype)
-      : checkpoint(testing::RandomCheckpoint(config, 4)) {
-    // Weights of a size that keeps activations near 1.
-    for (auto& [name, tensor] : checkpoint.tensors) {
-      if (tensor.dim() == 2) tensor.mul_(0.3);
-      tensor = tensor.to(at::kBFloat16).to(at::kFloat);
-    }
-    model = DecoderModel::Create(config, checkpoint, {.device = at::kCUDA, .dtype = dtype}).value();
-    block = model->LoadBlock(1).value();
-    rotary = model->MakeRotaryTable(24);
+// With its linears shared as a Llama's are.
+struct Subject : testing::DeviceLlamaBlock {
+  Subject(const ModelConfig& config, at::ScalarType dtype) : DeviceLlamaBlock(config, dtype) {
     const GatedBlockParts parts = *block->gated_parts();
     for (const std::vector<size_t>& members :
          {std::vector<size_t>{parts.query, parts.key, parts.value},
@@ -65,10 +44,6 @@ struct Subject {
     }
   }
 
-  testing::InMemoryCheckpoint checkpoint;
-  std::unique_ptr<DecoderModel> model;
-  std::unique_ptr<DecoderBlock> block;
-  RotaryTable rotary;
   std::vector<SharedLinear> shared;
   std::vector<at::Tensor> no_fixed_weights = std::vector<at::Tensor>(7);
 };
@@ -125,7 +100,7 @@ class FusedPassTest : public ::testing::TestWithParam<
 TEST_P(FusedPassTest, AgreesWithAutogradInFloat32) {
   const auto [shape, bias, dtype] = GetParam();
   const auto [heads, key_heads, head_dim] = shape;
-  const ModelConfig config = Config(heads, key_heads, head_dim, bias);
+  const ModelConfig config = testing::DeviceLlamaConfig(heads, key_heads, head_dim, bias);
   Subject exact(config, at::kFloat);
   Subject narrow(config, dtype);
   Subject fused(config, dtype);
@@ -173,7 +148,8 @@ TEST_P(FusedPassFp8Test, AgreesWithAutogradInFloat32) {
   const auto [width, intermediate, samples] = GetParam();
   ASSERT_THAT(LoadCuda(), IsOk());
   if (!HasFp8Products()) GTEST_SKIP() << "needs compute capability 9.0";
-  ModelConfig config = Config(/*heads=*/4, /*key_heads=*/2, /*head_dim=*/128, /*bias=*/true);
+  ModelConfig config =
+      testing::DeviceLlamaConfig(/*heads=*/4, /*key_heads=*/2, /*head_dim=*/128, /*bias=*/true);
   config.hidden_size = width;
   config.intermediate_size = intermediate;
   config.max_position_embeddings = 128;
