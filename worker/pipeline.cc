@@ -13,8 +13,6 @@
 #include "absl/strings/str_format.h"
 #include "algorithms/auto_round/auto_round.h"
 #include "algorithms/cuda/cuda_runtime.h"
-#include "algorithms/gptq/gptq.h"
-#include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
 #include "common/file.h"
 #include "common/logging.h"
@@ -71,35 +69,6 @@ BlockLoaderOptions LoaderOptions(const ComputeOptions& compute, const MemoryPlan
   return {.stage = true, .kept_bytes = memory.kept_weights};
 }
 
-// What the algorithm asks of the observer.
-InputStatistics NeededStatistics(const JobSpec& spec) {
-  switch (spec.algorithm) {
-    case Algorithm::kAutoRound:
-      return LearnsScales(spec) ? InputStatistics::kImportance : InputStatistics::kNone;
-    case Algorithm::kGptq:
-      return InputStatistics::kHessian;
-    case Algorithm::kOptRtn:
-      return InputStatistics::kImportance;
-    case Algorithm::kRtn:
-      return InputStatistics::kNone;
-  }
-  return InputStatistics::kNone;
-}
-
-// Whether blocks are tuned towards their full-precision outputs.
-bool NeedsTargets(const JobSpec& spec) { return spec.algorithm == Algorithm::kAutoRound; }
-
-absl::StatusOr<std::unique_ptr<CheckpointExporter>> MakeExporter(const JobPlan& plan,
-                                                                 const JobFolder& folder) {
-  switch (plan.spec.format) {
-    case OutputFormat::kAffine:
-      return MakeAffineExporter(plan.MakeExportPlan(), folder.path());
-    case OutputFormat::kDequantized:
-      return MakeDequantizedExporter(plan.MakeExportPlan(), folder.path(), folder.record_folder());
-  }
-  return absl::InternalError("no exporter for this format");
-}
-
 // Blocks that are written at a time, while another one is worked on. On a GPU their codes lie in
 // page-locked memory; on a CPU a block takes as long as its shard, and memory counts.
 int64_t BlocksInWriting(const JobPlan& plan) {
@@ -129,29 +98,6 @@ std::string BaselineKey(const JobIdentity& identity, const at::Tensor& windows) 
 }
 
 }  // namespace
-
-std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan,
-                                                   const MicroBatches& micro_batches) {
-  switch (plan.spec.algorithm) {
-    case Algorithm::kAutoRound: {
-      AutoRoundOptions options;
-      options.method =
-          LearnsScales(plan.spec) ? AutoRoundMethod::kLearnedScale : AutoRoundMethod::kPaper;
-      options.iterations = plan.spec.EffectiveIterations();
-      options.batch_size = plan.spec.batch_size;
-      options.micro_batch = micro_batches.tuning;
-      options.precision = plan.tuning_precision;
-      return std::make_unique<AutoRoundBlockQuantizer>(plan.stored_dtype, options);
-    }
-    case Algorithm::kGptq:
-      return std::make_unique<GptqBlockQuantizer>(plan.stored_dtype, GptqOptions{});
-    case Algorithm::kOptRtn:
-      return std::make_unique<OptRtnBlockQuantizer>(plan.stored_dtype);
-    case Algorithm::kRtn:
-      return std::make_unique<RtnBlockQuantizer>(plan.stored_dtype);
-  }
-  return nullptr;
-}
 
 absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   c10::NoGradGuard no_grad;

@@ -27,18 +27,13 @@
 #include "worker/host_staging.h"
 #include "worker/input_digests.h"
 #include "worker/job_folder.h"
+#include "worker/job_parts.h"
 #include "worker/job_plan.h"
 #include "worker/memory_plan.h"
 #include "worker/report.h"
 #include "worker/write_behind.h"
 
 namespace ptq {
-
-// The quantizer of a job, for blocks that are tuned in these micro-batches.
-using QuantizerFactory =
-    std::function<std::unique_ptr<BlockQuantizer>(const JobPlan&, const MicroBatches&)>;
-std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan,
-                                                   const MicroBatches& micro_batches);
 
 // Single job. Everything that is borrowed must outlive it.
 //

@@ -1,0 +1,60 @@
+#include "worker/job_parts.h"
+
+#include "algorithms/auto_round/auto_round.h"
+#include "algorithms/gptq/gptq.h"
+#include "algorithms/rtn/opt_rtn.h"
+#include "algorithms/rtn/rtn.h"
+
+namespace ptq {
+
+std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan,
+                                                   const MicroBatches& micro_batches) {
+  switch (plan.spec.algorithm) {
+    case Algorithm::kAutoRound: {
+      AutoRoundOptions options;
+      options.method =
+          LearnsScales(plan.spec) ? AutoRoundMethod::kLearnedScale : AutoRoundMethod::kPaper;
+      options.iterations = plan.spec.EffectiveIterations();
+      options.batch_size = plan.spec.batch_size;
+      options.micro_batch = micro_batches.tuning;
+      options.precision = plan.tuning_precision;
+      return std::make_unique<AutoRoundBlockQuantizer>(plan.stored_dtype, options);
+    }
+    case Algorithm::kGptq:
+      return std::make_unique<GptqBlockQuantizer>(plan.stored_dtype, GptqOptions{});
+    case Algorithm::kOptRtn:
+      return std::make_unique<OptRtnBlockQuantizer>(plan.stored_dtype);
+    case Algorithm::kRtn:
+      return std::make_unique<RtnBlockQuantizer>(plan.stored_dtype);
+  }
+  return nullptr;
+}
+
+InputStatistics NeededStatistics(const JobSpec& spec) {
+  switch (spec.algorithm) {
+    case Algorithm::kAutoRound:
+      return LearnsScales(spec) ? InputStatistics::kImportance : InputStatistics::kNone;
+    case Algorithm::kGptq:
+      return InputStatistics::kHessian;
+    case Algorithm::kOptRtn:
+      return InputStatistics::kImportance;
+    case Algorithm::kRtn:
+      return InputStatistics::kNone;
+  }
+  return InputStatistics::kNone;
+}
+
+bool NeedsTargets(const JobSpec& spec) { return spec.algorithm == Algorithm::kAutoRound; }
+
+absl::StatusOr<std::unique_ptr<CheckpointExporter>> MakeExporter(const JobPlan& plan,
+                                                                 const JobFolder& folder) {
+  switch (plan.spec.format) {
+    case OutputFormat::kAffine:
+      return MakeAffineExporter(plan.MakeExportPlan(), folder.path());
+    case OutputFormat::kDequantized:
+      return MakeDequantizedExporter(plan.MakeExportPlan(), folder.path(), folder.record_folder());
+  }
+  return absl::InternalError("no exporter for this format");
+}
+
+}  // namespace ptq

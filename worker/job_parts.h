@@ -1,0 +1,34 @@
+// What a job's algorithm and format stand for: the one place beside the spec that names them all.
+#ifndef PTQ_WORKER_JOB_PARTS_H_
+#define PTQ_WORKER_JOB_PARTS_H_
+
+#include <functional>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "algorithms/block_quantizer.h"
+#include "formats/checkpoint_exporter.h"
+#include "observers/observed_block.h"
+#include "worker/job_folder.h"
+#include "worker/job_plan.h"
+#include "worker/memory_plan.h"
+
+namespace ptq {
+
+// The quantizer of a job, for blocks that are tuned in these micro-batches.
+using QuantizerFactory =
+    std::function<std::unique_ptr<BlockQuantizer>(const JobPlan&, const MicroBatches&)>;
+std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan,
+                                                   const MicroBatches& micro_batches);
+
+// What the algorithm asks of the observer.
+InputStatistics NeededStatistics(const JobSpec& spec);
+// Whether blocks are tuned towards their full-precision outputs.
+bool NeedsTargets(const JobSpec& spec);
+
+absl::StatusOr<std::unique_ptr<CheckpointExporter>> MakeExporter(const JobPlan& plan,
+                                                                 const JobFolder& folder);
+
+}  // namespace ptq
+
+#endif  // PTQ_WORKER_JOB_PARTS_H_
