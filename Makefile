@@ -2,14 +2,18 @@
 BUILD ?= build
 JOBS ?= $(shell nproc)
 
-.PHONY: demo test build setup format check bench cuda-check gpu-build gpu-test bench-gpu clean
+.PHONY: demo test test-long build setup format check bench cuda-check gpu-build gpu-test bench-gpu clean
 
 demo: build              ## quantize the example model over gRPC by every algorithm: demo-output/
 	.venv/bin/python tools/demo.py --build $(BUILD) --output demo-output
 
 test: build              ## every test: C++, real binaries, Python interop
 	tools/setup.sh peers
-	ctest --test-dir $(BUILD) --output-on-failure -LE gpu
+	ctest --test-dir $(BUILD) --output-on-failure -LE 'gpu|long'
+
+test-long: build         ## cells that take longer: every format in the loaders that have to be built
+	tools/setup.sh long
+	ctest --test-dir $(BUILD) --output-on-failure -L long
 
 setup:
 	tools/setup.sh

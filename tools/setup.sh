@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what a build needs and is not there yet: Debian packages, a .venv with pinned wheels, cargo.
-#   tools/setup.sh [base | peers | benchmarks | cuda]
+#   tools/setup.sh [base | peers | long | benchmarks | cuda]
 # base         what building and the demo need
 # peers        and the wheels that the Python interop tests compare with
+# long         and the loaders of the long tests, which are built from source
 # benchmarks   and what auto-round's tuner imports, to be timed
 # cuda         and NVIDIA's compiler from PyPI, for the CUDA part
 set -euo pipefail
@@ -18,8 +19,8 @@ if ! command -v cargo >/dev/null || ! cargo --version | awk '{split($2, v, ".");
   wanted+=(cargo-web rustc-web)  # Debian 12's plain cargo is too old for the tokenizers crate
 fi
 headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null || true)
-if [ "$what" = benchmarks ] && [ ! -f "$headers/Python.h" ]; then
-  wanted+=(python3-dev)  # torch.compile, by which the peer is timed on a GPU, builds an extension
+if [[ $what = benchmarks || $what = long ]] && [ ! -f "$headers/Python.h" ]; then
+  wanted+=(python3-dev)  # torch.compile, by which the peer is timed on a GPU, and GPTQModel build extensions
 fi
 missing=()
 for package in "${wanted[@]}"; do
@@ -40,11 +41,23 @@ install_wheels() {
   .venv/bin/pip install -q --disable-pip-version-check ${2:-} -r "$list"
   cp "$list" "$stamp"
 }
+# An environment in .venv/gptqmodel that sees .venv's packages behind its own.
+install_gptqmodel() {
+  local list=deploy/requirements-gptqmodel.txt home=.venv/gptqmodel
+  cmp -s "$list" "$home/.ptq-stamp" && return
+  say "installing $list into $home"
+  python3 -m venv "$home"
+  (cd .venv/lib/python3*/site-packages && pwd) > "$(echo "$home"/lib/python3*/site-packages)/outer.pth"
+  grep -v '^gptqmodel' "$list" | "$home/bin/pip" install -q --disable-pip-version-check -r /dev/stdin
+  BUILD_CUDA_EXT=0 "$home/bin/pip" install -q --disable-pip-version-check --no-build-isolation -r "$list" torch==2.11.0
+  cp "$list" "$home/.ptq-stamp"
+}
 install_wheels base
 case $what in
   base) ;;
   # auto-round would bring its data sets' stack, which its formulas and its tuner don't need.
   peers) install_wheels peers; install_wheels peers-no-deps --no-deps ;;
+  long) install_wheels peers; install_wheels peers-no-deps --no-deps; install_gptqmodel ;;
   benchmarks) install_wheels peers; install_wheels peers-no-deps --no-deps; install_wheels benchmarks --no-deps ;;
   cuda) install_wheels cuda ;;
   *) say "unknown part '$what'"; exit 2 ;;
