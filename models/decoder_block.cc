@@ -10,7 +10,7 @@ namespace ptq {
 at::Tensor DecoderBlock::Forward(const at::Tensor& hidden, const RotaryTable& rotary,
                                  const LinearFunction& apply) const {
   if (hidden.is_cuda() && !at::GradMode::is_enabled()) {
-    const std::optional<GatedBlockParts> parts = PartsForDeviceOps(*this);
+    const std::optional<GatedBlockParts> parts = PartsForDeviceOps(*this, hidden.size(1));
     if (parts) return GatedForward(*parts, hidden, rotary, apply);
   }
   return ForwardByTensors(hidden, rotary, apply);

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,16 +14,20 @@
 
 namespace ptq {
 
-// cos and sin of one sequence length, shared by all blocks: [T, rotary_dim] in the compute dtype.
+// cos and sin of one sequence length, shared by all blocks: [T, rotary_dim] in the compute dtype;
+// undefined in a model without rotary embeddings.
 struct RotaryTable {
   at::Tensor cos;
   at::Tensor sin;
+  // Of blocks with a sliding window, where they have another one.
+  std::shared_ptr<const RotaryTable> local;
 };
 
 // The parts of a block of the common shape, for engines that run it by kernels of their own:
 //   attended = hidden + O attention(rotary(Q n), rotary(K n), V n), n = rms_norm(hidden)
 //   output = attended + Down(silu(Gate n') * Up n'), n' = rms_norm(attended)
-// with causal attention scaled by 1 / sqrt(head_dim), and RmsNorm's and ApplyRotary's arithmetic.
+// with causal attention scaled by 1 / sqrt(head_dim), and the arithmetic of NormKind::kRms and
+// ApplyRotary.
 struct GatedBlockParts {
   // Indices into DecoderBlock::linears().
   size_t query = 0;
@@ -40,7 +45,7 @@ struct GatedBlockParts {
   int64_t head_dim = 0;
 };
 
-// Thread-compatible; Forward is const and has no state. Implementations: LlamaBlock.
+// Thread-compatible; Forward is const and has no state. Implementations: TransformerBlock.
 class DecoderBlock {
  public:
   virtual ~DecoderBlock() = default;
@@ -55,14 +60,15 @@ class DecoderBlock {
   // `apply`, whose results the block may change in place. Differentiable with respect to what
   // `apply` uses; may throw c10::Error.
   //
-  // Where autograd is off, blocks with gated_parts() on CUDA in 16 bits go through kernels of our
+  // Where autograd is off, blocks with gated_parts on CUDA in 16 bits go through kernels of our
   // own (gated_forward.h): the same within rounding, with fewer roundings.
   at::Tensor Forward(const at::Tensor& hidden, const RotaryTable& rotary,
                      const LinearFunction& apply) const;
   // The same with the block's own weights.
   at::Tensor Forward(const at::Tensor& hidden, const RotaryTable& rotary) const;
-  // None if the block has another shape.
-  virtual std::optional<GatedBlockParts> gated_parts() const { return std::nullopt; }
+  // None if the block has another shape, for sequences of `length` tokens: a sliding window counts
+  // in longer ones than itself.
+  virtual std::optional<GatedBlockParts> gated_parts(int64_t length) const = 0;
 
  private:
   // Forward by tensor operations, on every device and in every dtype.

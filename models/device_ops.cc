@@ -25,8 +25,8 @@ GatedSpans GatedSpansOf(const at::Tensor& gate, const at::Tensor& up) {
 
 }  // namespace
 
-std::optional<GatedBlockParts> PartsForDeviceOps(const DecoderBlock& block) {
-  std::optional<GatedBlockParts> parts = block.gated_parts();
+std::optional<GatedBlockParts> PartsForDeviceOps(const DecoderBlock& block, int64_t length) {
+  std::optional<GatedBlockParts> parts = block.gated_parts(length);
   if (!parts || !parts->input_norm.is_cuda()) return std::nullopt;
   const at::ScalarType dtype = parts->input_norm.scalar_type();
   const int64_t width = parts->input_norm.size(0);

@@ -13,9 +13,9 @@
 
 namespace ptq {
 
-// The block's parts, if it has the shape and the kernels and DeviceAttention take it: on CUDA, in
-// bfloat16 or float16, with widths of whole packs.
-std::optional<GatedBlockParts> PartsForDeviceOps(const DecoderBlock& block);
+// The block's parts for sequences of `length` tokens, if it has the shape and the kernels and
+// DeviceAttention take it: on CUDA, in bfloat16 or float16, with widths of whole packs.
+std::optional<GatedBlockParts> PartsForDeviceOps(const DecoderBlock& block, int64_t length);
 
 // A norm with what its gradient needs.
 struct NormedSum {

@@ -87,7 +87,7 @@ at::Tensor GradientByKernels(const DecoderBlock& block, const GatedBlockParts& p
 at::Tensor InputGradient(const DecoderBlock& block, const at::Tensor& hidden,
                          const RotaryTable& rotary, const at::Tensor& output_gradient) {
   if (hidden.is_cuda()) {
-    const std::optional<GatedBlockParts> parts = PartsForDeviceOps(block);
+    const std::optional<GatedBlockParts> parts = PartsForDeviceOps(block, hidden.size(1));
     if (parts) {
       const at::NoGradGuard no_grad;
       return GradientByKernels(block, *parts, hidden, rotary, output_gradient);

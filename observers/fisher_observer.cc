@@ -35,8 +35,8 @@ at::Tensor HeadGradient(const LanguageModelHead& head, const at::Tensor& hidden,
     normalized = head.Normalize(leaf);
   }
   const at::Tensor logits = head.Project(normalized.detach());
-  const at::Tensor gradient =
-      head.ProjectBackward(SampledGradient(logits, seed, first_token, normalized.scalar_type()));
+  const at::Tensor gradient = head.ProjectBackward(
+      SampledGradient(logits, seed, first_token, normalized.scalar_type()), logits);
   return torch::autograd::grad({normalized}, {leaf}, {gradient.to(normalized.scalar_type())})[0];
 }
 

@@ -27,7 +27,8 @@ std::optional<size_t> FindShared(const std::vector<SharedLinear>& shared,
 std::unique_ptr<FusedPass> FusedPass::Create(const DecoderBlock& block, const RotaryTable& rotary,
                                              const std::vector<SharedLinear>& shared, bool fp8,
                                              int64_t workspace_bytes) {
-  const std::optional<GatedBlockParts> parts = PartsForDeviceOps(block);
+  if (!rotary.cos.defined()) return nullptr;
+  const std::optional<GatedBlockParts> parts = PartsForDeviceOps(block, rotary.cos.size(0));
   if (!parts) return nullptr;
   const auto query_key_value = FindShared(shared, {parts->query, parts->key, parts->value});
   const auto output = FindShared(shared, {parts->output});

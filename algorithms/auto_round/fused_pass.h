@@ -18,7 +18,7 @@ namespace ptq {
 class FusedPass final : public BlockPass {
  public:
   // nullptr where only AutogradPass can run the block: another device than CUDA or another dtype
-  // than bfloat16 and float16, a block without gated_parts(), linears that are not tuned, widths
+  // than bfloat16 and float16, a block without gated_parts, linears that are not tuned, widths
   // that the kernels do not take. `fp8`: products in FP8 where they can be (fused_linear.h); only
   // with bfloat16 and HasFp8Products(). `workspace_bytes`: DeviceAttention's. Everything borrowed
   // outlives it; the shared weights may be made later.

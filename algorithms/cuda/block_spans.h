@@ -1,7 +1,7 @@
 // What the kernels between a decoder block's matrix products read and write: raw spans on a CUDA
 // device, rows contiguous unless strides are given. C++17, no torch.
 //
-// They follow models/rms_norm.h, models/rotary.h and models/llama_block.h with fewer
+// They follow models/norm.h, models/rotary.h and models/transformer_block.h with fewer
 // roundings: float32 inside, one rounding of each output, but the two of RmsNorm. Widths are
 // multiples of kHiddenPack, pointers and strides of 16 bytes.
 #ifndef PTQ_ALGORITHMS_CUDA_BLOCK_SPANS_H_

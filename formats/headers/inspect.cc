@@ -12,6 +12,7 @@
 #include "common/json.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
+#include "formats/headers/family.h"
 #include "formats/headers/json_lines.h"
 #include "formats/headers/quote.h"
 #include "formats/headers/tensor_table.h"
@@ -35,11 +36,13 @@ absl::StatusOr<ModelConfig> ReadConfig(const std::string& folder,
 // What is odd about a checkpoint that is accepted.
 void WarnAboutTensors(const CheckpointIndex& index, const ModelConfig& config,
                       std::vector<std::string> outside, std::vector<std::string>* warnings) {
-  const auto head = std::find(outside.begin(), outside.end(), "lm_head.weight");
-  if (head != outside.end()) {
+  for (const Row& row : FindFamily(config.model_type)->after_blocks) {
+    const std::string name = row.module + "." + row.parameter;
+    const auto head = std::find(outside.begin(), outside.end(), name);
+    if (row.role != TensorRole::kHead || head == outside.end()) continue;
     outside.erase(head);
-    warnings->push_back(
-        "lm_head.weight is ignored: config.json ties it to the embedding (tie_word_embeddings)");
+    warnings->push_back(name +
+                        " is ignored: config.json ties it to the embedding (tie_word_embeddings)");
   }
   if (!outside.empty()) {
     for (std::string& name : outside) name = Quote(name);

@@ -1,94 +1,30 @@
 #include "formats/headers/model_config.h"
 
-#include <cmath>
-#include <initializer_list>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/json.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
+#include "formats/headers/config_json.h"
+#include "formats/headers/family.h"
 #include "formats/headers/quote.h"
-#include "formats/headers/tensor_table.h"
+#include "formats/headers/rope_config.h"
 
 namespace ptq {
 namespace {
 
-constexpr int64_t kSizeLimit = int64_t{1} << 31;
 // Bounds what one small config.json can make us build; the deepest models have some 130 blocks.
 constexpr int64_t kMaxBlocks = 16384;
 
-// nullptr for a key that is absent or null: transformers treats both alike.
-const Json* Find(const Json& object, const char* key) {
-  const auto it = object.find(key);
-  return it == object.end() || it->is_null() ? nullptr : &*it;
-}
-
-absl::Status WrongType(const char* key, const char* expected) {
-  return absl::InvalidArgumentError(absl::StrFormat("%s must be %s", key, expected));
-}
-
-// An integer in 1 .. 2^31 - 1.
-absl::StatusOr<int64_t> Size(const Json& object, const char* key,
-                             std::optional<int64_t> otherwise = std::nullopt) {
-  const Json* value = Find(object, key);
-  if (value == nullptr) {
-    if (otherwise.has_value()) return *otherwise;
-    return absl::InvalidArgumentError(absl::StrFormat("%s is missing", key));
-  }
-  if (!value->is_number_integer()) return WrongType(key, "an integer");
-  const bool fits =
-      value->is_number_unsigned() && value->get<uint64_t>() < static_cast<uint64_t>(kSizeLimit);
-  if (!fits || value->get<int64_t>() == 0) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("%s is %s, not in 1..%d", key, DumpJson(*value), kSizeLimit - 1));
-  }
-  return value->get<int64_t>();
-}
-
-absl::StatusOr<double> Number(const Json& object, const char* key,
-                              std::optional<double> otherwise = std::nullopt) {
-  const Json* value = Find(object, key);
-  if (value == nullptr) {
-    if (otherwise.has_value()) return *otherwise;
-    return absl::InvalidArgumentError(absl::StrFormat("%s is missing", key));
-  }
-  if (!value->is_number()) return WrongType(key, "a number");
-  return value->get<double>();
-}
-
-absl::StatusOr<double> PositiveNumber(const Json& object, const char* key,
-                                      std::optional<double> otherwise = std::nullopt) {
-  PTQ_ASSIGN_OR_RETURN(const double value, Number(object, key, otherwise));
-  if (!(value > 0)) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("%s is %g, but must be positive", key, value));
-  }
-  return value;
-}
-
-absl::StatusOr<bool> Flag(const Json& object, const char* key, bool otherwise) {
-  const Json* value = Find(object, key);
-  if (value == nullptr) return otherwise;
-  if (!value->is_boolean()) return WrongType(key, "true or false");
-  return value->get<bool>();
-}
-
-absl::StatusOr<std::string> Text(const Json& object, const char* key,
-                                 const std::string& otherwise) {
-  const Json* value = Find(object, key);
-  if (value == nullptr) return otherwise;
-  if (!value->is_string()) return WrongType(key, "a string");
-  return value->get<std::string>();
-}
-
 absl::Status ParseFamily(const Json& json, ModelConfig* config,
                          std::vector<std::string>* warnings) {
-  const bool remote_code = Find(json, "auto_map") != nullptr;
+  const bool remote_code = FindKey(json, "auto_map") != nullptr;
   const char* refusal =
       remote_code ? ", and the remote code that auto_map names is never executed" : "";
-  PTQ_ASSIGN_OR_RETURN(config->model_type, Text(json, "model_type", ""));
+  PTQ_ASSIGN_OR_RETURN(config->model_type, ReadText(json, "model_type", ""));
   if (!IsSupportedModelType(config->model_type)) {
     const std::string supported = absl::StrJoin(SupportedModelTypes(), ", ");
     if (config->model_type.empty() && !remote_code) {
@@ -99,7 +35,7 @@ absl::Status ParseFamily(const Json& json, ModelConfig* config,
                         Quote(config->model_type), supported, refusal));
   }
   config->architecture = ArchitectureOf(config->model_type);
-  if (const Json* architectures = Find(json, "architectures"); architectures != nullptr) {
+  if (const Json* architectures = FindKey(json, "architectures"); architectures != nullptr) {
     if (!architectures->is_array() || architectures->size() != 1 ||
         !(*architectures)[0].is_string()) {
       return WrongType("architectures", "an array of one string");
@@ -122,11 +58,11 @@ absl::Status ParseFamily(const Json& json, ModelConfig* config,
 
 absl::Status RefuseQuantized(const Json& json) {
   for (const char* key : {"quantization_config", "compression_config"}) {
-    const Json* value = Find(json, key);
+    const Json* value = FindKey(json, key);
     if (value == nullptr) continue;
     std::string method;
     if (value->is_object()) {
-      const Json* name = Find(*value, "quant_method");
+      const Json* name = FindKey(*value, "quant_method");
       if (name != nullptr && name->is_string()) method = " " + Quote(name->get<std::string>());
     }
     return absl::InvalidArgumentError(absl::StrFormat(
@@ -136,57 +72,103 @@ absl::Status RefuseQuantized(const Json& json) {
   return absl::OkStatus();
 }
 
-absl::Status ParseSizes(const Json& json, ModelConfig* config) {
-  PTQ_ASSIGN_OR_RETURN(config->vocab_size, Size(json, "vocab_size"));
-  PTQ_ASSIGN_OR_RETURN(config->hidden_size, Size(json, "hidden_size"));
-  PTQ_ASSIGN_OR_RETURN(config->intermediate_size, Size(json, "intermediate_size"));
-  PTQ_ASSIGN_OR_RETURN(config->num_hidden_layers, Size(json, "num_hidden_layers"));
-  if (config->num_hidden_layers > kMaxBlocks) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "num_hidden_layers is %d, above the limit of %d", config->num_hidden_layers, kMaxBlocks));
-  }
-  PTQ_ASSIGN_OR_RETURN(config->num_attention_heads, Size(json, "num_attention_heads"));
+// Without the key the family's default; a null is as many as queries.
+absl::StatusOr<int64_t> ReadKeyHeads(const Json& json, const ConfigKeys& keys, int64_t heads) {
+  if (keys.num_key_value_heads == nullptr) return heads;
+  const bool absent = !json.contains(keys.num_key_value_heads);
+  const int64_t otherwise = keys.default_num_key_value_heads;
+  return ReadSize(json, keys.num_key_value_heads, absent && otherwise > 0 ? otherwise : heads);
+}
+
+absl::Status ParseHeads(const Json& json, const ConfigKeys& keys, ModelConfig* config) {
+  PTQ_ASSIGN_OR_RETURN(config->num_attention_heads, ReadSize(json, keys.num_attention_heads));
   PTQ_ASSIGN_OR_RETURN(config->num_key_value_heads,
-                       Size(json, "num_key_value_heads", config->num_attention_heads));
-  if (config->hidden_size % config->num_attention_heads != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("num_attention_heads (%d) does not divide hidden_size (%d)",
-                        config->num_attention_heads, config->hidden_size));
-  }
+                       ReadKeyHeads(json, keys, config->num_attention_heads));
   if (config->num_attention_heads % config->num_key_value_heads != 0) {
     return absl::InvalidArgumentError(
         absl::StrFormat("num_key_value_heads (%d) does not divide num_attention_heads (%d)",
                         config->num_key_value_heads, config->num_attention_heads));
   }
-  PTQ_ASSIGN_OR_RETURN(config->head_dim,
-                       Size(json, "head_dim", config->hidden_size / config->num_attention_heads));
+  config->head_dim = keys.default_head_dim;
+  if (keys.head_dim != nullptr) {
+    PTQ_ASSIGN_OR_RETURN(config->head_dim, ReadSize(json, keys.head_dim, keys.default_head_dim));
+  }
+  if (config->head_dim == 0) {
+    if (config->hidden_size % config->num_attention_heads != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s (%d) does not divide %s (%d)", keys.num_attention_heads,
+                          config->num_attention_heads, keys.hidden_size, config->hidden_size));
+    }
+    config->head_dim = config->hidden_size / config->num_attention_heads;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ParseSizes(const Json& json, const ConfigKeys& keys, ModelConfig* config) {
+  PTQ_ASSIGN_OR_RETURN(config->vocab_size, ReadSize(json, "vocab_size"));
+  PTQ_ASSIGN_OR_RETURN(config->hidden_size, ReadSize(json, keys.hidden_size));
+  std::optional<int64_t> intermediate;
+  if (keys.default_intermediate_factor > 0) {
+    intermediate = keys.default_intermediate_factor * config->hidden_size;
+  }
+  PTQ_ASSIGN_OR_RETURN(config->intermediate_size,
+                       ReadSize(json, keys.intermediate_size, intermediate));
+  PTQ_ASSIGN_OR_RETURN(config->num_hidden_layers, ReadSize(json, keys.num_hidden_layers));
+  if (config->num_hidden_layers > kMaxBlocks) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s is %d, above the limit of %d",
+                                                      keys.num_hidden_layers,
+                                                      config->num_hidden_layers, kMaxBlocks));
+  }
+  PTQ_RETURN_IF_ERROR(ParseHeads(json, keys, config));
+  PTQ_ASSIGN_OR_RETURN(
+      config->max_position_embeddings,
+      ReadSize(json, keys.max_position_embeddings, keys.default_max_position_embeddings));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Activation> ReadActivation(const Json& json, const ConfigKeys& keys) {
+  PTQ_ASSIGN_OR_RETURN(const std::string name,
+                       ReadText(json, keys.activation, keys.default_activation));
+  // transformers computes the tanh form of GELU in several ways, which differ by rounding.
+  static const auto* const activations = new std::vector<std::pair<std::string, Activation>>{
+      {"silu", Activation::kSilu},         {"swish", Activation::kSilu},
+      {"gelu", Activation::kGelu},         {"gelu_pytorch_tanh", Activation::kGeluTanh},
+      {"gelu_new", Activation::kGeluTanh}, {"relu", Activation::kRelu}};
+  std::vector<std::string> supported;
+  for (const auto& [other, activation] : *activations) {
+    if (name == other) return activation;
+    supported.push_back(other);
+  }
+  return absl::UnimplementedError(absl::StrFormat("%s %s is not supported (supported: %s)",
+                                                  keys.activation, Quote(name),
+                                                  absl::StrJoin(supported, ", ")));
+}
+
+absl::Status ParseOptions(const Json& json, const Family& family, ModelConfig* config,
+                          std::vector<std::string>* warnings) {
+  const ConfigKeys& keys = family.keys;
+  config->norm_eps = keys.default_norm_eps;
+  if (keys.norm_eps != nullptr) {
+    PTQ_ASSIGN_OR_RETURN(config->norm_eps,
+                         ReadPositiveNumber(json, keys.norm_eps, keys.default_norm_eps));
+  }
+  PTQ_ASSIGN_OR_RETURN(config->tie_word_embeddings,
+                       ReadFlag(json, "tie_word_embeddings", keys.default_tie_word_embeddings));
+  PTQ_ASSIGN_OR_RETURN(config->activation, ReadActivation(json, keys));
+  PTQ_RETURN_IF_ERROR(family.read_options(json, config, warnings));
+  if (!config->attention.rotary) return absl::OkStatus();
   if (config->head_dim % 2 != 0) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "head_dim is %d, but rotary embeddings need an even one", config->head_dim));
   }
-  // LlamaConfig's default: the first conversions of Llama have another key in its place.
-  PTQ_ASSIGN_OR_RETURN(config->max_position_embeddings,
-                       Size(json, "max_position_embeddings", 2048));
-  return absl::OkStatus();
-}
-
-absl::Status ParseOptions(const Json& json, ModelConfig* config) {
-  PTQ_ASSIGN_OR_RETURN(config->rms_norm_eps, PositiveNumber(json, "rms_norm_eps", 1e-6));
-  PTQ_ASSIGN_OR_RETURN(config->attention_bias, Flag(json, "attention_bias", false));
-  PTQ_ASSIGN_OR_RETURN(config->mlp_bias, Flag(json, "mlp_bias", false));
-  PTQ_ASSIGN_OR_RETURN(config->tie_word_embeddings, Flag(json, "tie_word_embeddings", false));
-  PTQ_ASSIGN_OR_RETURN(config->hidden_act, Text(json, "hidden_act", "silu"));
-  if (config->hidden_act == "swish") config->hidden_act = "silu";  // two names of one function
-  if (config->hidden_act != "silu") {
-    return absl::UnimplementedError(absl::StrFormat(
-        "hidden_act %s is not supported (supported: silu)", Quote(config->hidden_act)));
-  }
+  if (family.read_rope != nullptr) return family.read_rope(json, config);
+  PTQ_ASSIGN_OR_RETURN(config->rope, ReadRope(json, family.rope, *config));
   return absl::OkStatus();
 }
 
 absl::Status ParseDtype(const Json& json, ModelConfig* config) {
-  const char* key = Find(json, "dtype") != nullptr ? "dtype" : "torch_dtype";
-  PTQ_ASSIGN_OR_RETURN(std::string name, Text(json, key, ""));
+  const char* key = FindKey(json, "dtype") != nullptr ? "dtype" : "torch_dtype";
+  PTQ_ASSIGN_OR_RETURN(std::string name, ReadText(json, key, ""));
   if (name.empty()) return absl::OkStatus();
   if (name.rfind("torch.", 0) == 0) name = name.substr(6);
   if (name == "bfloat16") {
@@ -205,7 +187,7 @@ absl::Status ParseDtype(const Json& json, ModelConfig* config) {
 
 absl::Status ParseEndOfText(const Json& json, ModelConfig* config,
                             std::vector<std::string>* warnings) {
-  const Json* value = Find(json, "eos_token_id");
+  const Json* value = FindKey(json, "eos_token_id");
   if (value == nullptr) return absl::OkStatus();
   const Json ids = value->is_array() ? *value : Json::array({*value});
   for (const Json& id : ids) {
@@ -224,128 +206,37 @@ absl::Status ParseEndOfText(const Json& json, ModelConfig* config,
   return absl::OkStatus();
 }
 
-absl::StatusOr<RopeConfig::Type> ParseRopeType(const Json& parameters) {
-  PTQ_ASSIGN_OR_RETURN(const std::string old_spelling, Text(parameters, "type", "default"));
-  PTQ_ASSIGN_OR_RETURN(const std::string name, Text(parameters, "rope_type", old_spelling));
-  if (name == "default") return RopeConfig::Type::kDefault;
-  if (name == "linear") return RopeConfig::Type::kLinear;
-  if (name == "dynamic") return RopeConfig::Type::kDynamic;
-  if (name == "llama3") return RopeConfig::Type::kLlama3;
-  if (name == "yarn") return RopeConfig::Type::kYarn;
-  return absl::UnimplementedError(absl::StrFormat(
-      "rope_type %s is not supported (supported: default, linear, dynamic, llama3, yarn)",
-      Quote(name)));
-}
-
-absl::Status ParseLlama3(const Json& parameters, RopeConfig* rope) {
-  PTQ_ASSIGN_OR_RETURN(rope->low_freq_factor, PositiveNumber(parameters, "low_freq_factor"));
-  PTQ_ASSIGN_OR_RETURN(rope->high_freq_factor, PositiveNumber(parameters, "high_freq_factor"));
-  if (rope->high_freq_factor <= rope->low_freq_factor) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("high_freq_factor (%g) must exceed low_freq_factor (%g)",
-                        rope->high_freq_factor, rope->low_freq_factor));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ParseYarn(const Json& parameters, RopeConfig* rope) {
-  PTQ_ASSIGN_OR_RETURN(rope->beta_fast, Number(parameters, "beta_fast", 32.0));
-  PTQ_ASSIGN_OR_RETURN(rope->beta_slow, Number(parameters, "beta_slow", 1.0));
-  // transformers takes zero for "not given" here, and in the two mscales.
-  if (rope->beta_fast == 0) rope->beta_fast = 32.0;
-  if (rope->beta_slow == 0) rope->beta_slow = 1.0;
-  if (!(rope->beta_slow > 0) || rope->beta_fast < rope->beta_slow) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("beta_fast (%g) must not be below beta_slow (%g), nor either negative",
-                        rope->beta_fast, rope->beta_slow));
-  }
-  if (Find(parameters, "attention_factor") != nullptr) {
-    PTQ_ASSIGN_OR_RETURN(rope->attention_factor, PositiveNumber(parameters, "attention_factor"));
-  }
-  PTQ_ASSIGN_OR_RETURN(rope->mscale, Number(parameters, "mscale", 0.0));
-  PTQ_ASSIGN_OR_RETURN(rope->mscale_all_dim, Number(parameters, "mscale_all_dim", 0.0));
-  PTQ_ASSIGN_OR_RETURN(rope->truncate, Flag(parameters, "truncate", true));
-  return absl::OkStatus();
-}
-
-// `parameters` is rope_scaling (transformers 4) or rope_parameters (5).
-absl::Status ParseRopeParameters(const Json& json, const Json& parameters,
-                                 const ModelConfig& config, RopeConfig* rope) {
-  PTQ_ASSIGN_OR_RETURN(rope->type, ParseRopeType(parameters));
-  PTQ_ASSIGN_OR_RETURN(const double outer_theta, PositiveNumber(json, "rope_theta", 10000.0));
-  PTQ_ASSIGN_OR_RETURN(rope->theta, PositiveNumber(parameters, "rope_theta", outer_theta));
-  if (rope->theta <= 1) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("rope_theta is %g, but must exceed 1", rope->theta));
-  }
-  PTQ_ASSIGN_OR_RETURN(const double outer_share, Number(json, "partial_rotary_factor", 1.0));
-  PTQ_ASSIGN_OR_RETURN(rope->partial_rotary_factor,
-                       Number(parameters, "partial_rotary_factor", outer_share));
-  if (rope->partial_rotary_factor != 1.0) {
-    return absl::UnimplementedError(absl::StrFormat(
-        "partial_rotary_factor %g is not supported for model_type %s (supported: 1)",
-        rope->partial_rotary_factor, config.model_type));
-  }
-  if (rope->type == RopeConfig::Type::kDefault) return absl::OkStatus();
-
-  // A value beside the parameters has priority in transformers.
-  PTQ_ASSIGN_OR_RETURN(const int64_t inner_original,
-                       Size(parameters, "original_max_position_embeddings", 0));
-  PTQ_ASSIGN_OR_RETURN(rope->original_max_position_embeddings,
-                       Size(json, "original_max_position_embeddings", inner_original));
-  // yarn alone may leave the factor to the ratio of the two lengths, by an explicit null.
-  if (rope->type == RopeConfig::Type::kYarn && parameters.contains("factor") &&
-      Find(parameters, "factor") == nullptr) {
-    const int64_t original = rope->original_max_position_embeddings;
-    rope->factor = original == 0 ? 1.0
-                                 : static_cast<double>(config.max_position_embeddings) /
-                                       static_cast<double>(original);
-  } else {
-    PTQ_ASSIGN_OR_RETURN(rope->factor, PositiveNumber(parameters, "factor"));
-  }
-  switch (rope->type) {
-    case RopeConfig::Type::kDynamic:
-      // Its base is raised to head_dim / (head_dim - 2).
-      if (config.head_dim <= 2) {
-        return absl::InvalidArgumentError("rope_type dynamic needs a head_dim above 2");
-      }
-      return absl::OkStatus();
-    case RopeConfig::Type::kLlama3:
-      return ParseLlama3(parameters, rope);
-    case RopeConfig::Type::kYarn:
-      return ParseYarn(parameters, rope);
-    default:
-      return absl::OkStatus();
-  }
-}
-
-absl::Status ParseRope(const Json& json, ModelConfig* config) {
-  // Where both spellings are there, transformers takes the older one unless it is empty.
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    const Json* parameters = Find(json, key);
-    if (parameters == nullptr) continue;
-    if (!parameters->is_object()) return WrongType(key, "an object");
-    if (parameters->empty()) continue;
-    return Annotate(ParseRopeParameters(json, *parameters, *config, &config->rope), key);
-  }
-  return ParseRopeParameters(json, Json::object(), *config, &config->rope);
-}
-
 absl::StatusOr<ModelConfig> Parse(std::string_view text, std::vector<std::string>* warnings) {
   PTQ_ASSIGN_OR_RETURN(const Json json, ParseJson(text));
   if (!json.is_object()) return absl::InvalidArgumentError("not a JSON object");
   ModelConfig config;
   PTQ_RETURN_IF_ERROR(ParseFamily(json, &config, warnings));
   PTQ_RETURN_IF_ERROR(RefuseQuantized(json));
-  PTQ_RETURN_IF_ERROR(ParseSizes(json, &config));
-  PTQ_RETURN_IF_ERROR(ParseOptions(json, &config));
+  const Family& family = *FindFamily(config.model_type);
+  PTQ_RETURN_IF_ERROR(ParseSizes(json, family.keys, &config));
+  PTQ_RETURN_IF_ERROR(ParseOptions(json, family, &config, warnings));
   PTQ_RETURN_IF_ERROR(ParseDtype(json, &config));
   PTQ_RETURN_IF_ERROR(ParseEndOfText(json, &config, warnings));
-  PTQ_RETURN_IF_ERROR(ParseRope(json, &config));
   return config;
 }
 
 }  // namespace
+
+bool ModelConfig::IsSliding(int64_t block) const {
+  return static_cast<size_t>(block) < attention.sliding.size() &&
+         attention.sliding[static_cast<size_t>(block)];
+}
+
+int64_t ModelConfig::WindowOf(int64_t block) const {
+  return IsSliding(block) ? attention.sliding_window : 0;
+}
+
+int64_t ModelConfig::RotaryDim() const {
+  if (!attention.rotary) return 0;
+  const auto rotated =
+      static_cast<int64_t>(static_cast<double>(head_dim) * rope.partial_rotary_factor);
+  return (rotated + 1) / 2 * 2;
+}
 
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json,
                                              std::vector<std::string>* warnings) {

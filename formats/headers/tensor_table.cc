@@ -1,128 +1,95 @@
 #include "formats/headers/tensor_table.h"
 
 #include <algorithm>
+#include <map>
 #include <string_view>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 #include "common/status_macros.h"
+#include "formats/headers/family.h"
 #include "formats/headers/quote.h"
 
 namespace ptq {
 namespace {
 
-// Sizes that rows are made of.
-enum class Extent { kVocab, kHidden, kIntermediate, kQueries, kKeysAndValues };
-
-// When a row's tensor exists.
-enum class Presence { kAlways, kIfAttentionBias, kIfMlpBias, kUnlessTied };
-
-struct Row {
-  const char* module;  // within its block, or of the whole model
-  const char* parameter;
-  TensorRole role;
-  std::vector<Extent> shape;
-  Presence presence = Presence::kAlways;
-};
-
-struct FamilyDescription {
-  const char* model_type;
-  const char* architecture;
-  const char* block_prefix;  // followed by the block's number and '.'
-  std::vector<Row> before_blocks;
-  std::vector<Row> block;
-  std::vector<Row> after_blocks;
-  std::vector<const char*> ignored_suffixes;  // buffers that old checkpoints carry
-};
-
-const std::vector<FamilyDescription>& Families() {
-  using enum Extent;
-  using enum Presence;
-  using enum TensorRole;
-  static const auto* const families = new std::vector<FamilyDescription>{
-      {.model_type = "llama",
-       .architecture = "LlamaForCausalLM",
-       .block_prefix = "model.layers.",
-       .before_blocks = {{"model.embed_tokens", "weight", kEmbedding, {kVocab, kHidden}}},
-       .block =
-           {
-               {"input_layernorm", "weight", kNorm, {kHidden}},
-               {"self_attn.q_proj", "weight", kLinearWeight, {kQueries, kHidden}},
-               {"self_attn.q_proj", "bias", kLinearBias, {kQueries}, kIfAttentionBias},
-               {"self_attn.k_proj", "weight", kLinearWeight, {kKeysAndValues, kHidden}},
-               {"self_attn.k_proj", "bias", kLinearBias, {kKeysAndValues}, kIfAttentionBias},
-               {"self_attn.v_proj", "weight", kLinearWeight, {kKeysAndValues, kHidden}},
-               {"self_attn.v_proj", "bias", kLinearBias, {kKeysAndValues}, kIfAttentionBias},
-               {"self_attn.o_proj", "weight", kLinearWeight, {kHidden, kQueries}},
-               {"self_attn.o_proj", "bias", kLinearBias, {kHidden}, kIfAttentionBias},
-               {"post_attention_layernorm", "weight", kNorm, {kHidden}},
-               {"mlp.gate_proj", "weight", kLinearWeight, {kIntermediate, kHidden}},
-               {"mlp.gate_proj", "bias", kLinearBias, {kIntermediate}, kIfMlpBias},
-               {"mlp.up_proj", "weight", kLinearWeight, {kIntermediate, kHidden}},
-               {"mlp.up_proj", "bias", kLinearBias, {kIntermediate}, kIfMlpBias},
-               {"mlp.down_proj", "weight", kLinearWeight, {kHidden, kIntermediate}},
-               {"mlp.down_proj", "bias", kLinearBias, {kHidden}, kIfMlpBias},
-           },
-       .after_blocks = {{"model.norm", "weight", kNorm, {kHidden}},
-                        {"lm_head", "weight", kHead, {kVocab, kHidden}, kUnlessTied}},
-       .ignored_suffixes = {".rotary_emb.inv_freq"}},
-  };
-  return *families;
+std::string WithExpert(const std::string& module, int64_t expert) {
+  return expert < 0 ? module : absl::StrReplaceAll(module, {{"{i}", std::to_string(expert)}});
 }
 
-// nullptr if there is none.
-const FamilyDescription* FindFamily(const std::string& model_type) {
-  for (const FamilyDescription& family : Families()) {
-    if (model_type == family.model_type) return &family;
+// What loaders make one layer of.
+std::string FusedSetOf(const std::string& module, TensorPart part) {
+  const std::string parent = module.substr(0, module.rfind('.') + 1);
+  switch (part) {
+    case TensorPart::kQuery:
+    case TensorPart::kKey:
+    case TensorPart::kValue:
+      return parent + "qkv";
+    case TensorPart::kGate:
+    case TensorPart::kUp:
+      return parent + "gate_up";
+    default:
+      return "";
   }
-  return nullptr;
 }
 
-int64_t Evaluate(Extent extent, const ModelConfig& config) {
-  switch (extent) {
-    case Extent::kVocab:
-      return config.vocab_size;
-    case Extent::kHidden:
-      return config.hidden_size;
-    case Extent::kIntermediate:
-      return config.intermediate_size;
-    case Extent::kQueries:
-      return config.num_attention_heads * config.head_dim;
-    case Extent::kKeysAndValues:
-      return config.num_key_value_heads * config.head_dim;
-  }
-  return 0;
-}
-
-bool IsPresent(Presence presence, const ModelConfig& config) {
-  switch (presence) {
-    case Presence::kAlways:
-      return true;
-    case Presence::kIfAttentionBias:
-      return config.attention_bias;
-    case Presence::kIfMlpBias:
-      return config.mlp_bias;
-    case Presence::kUnlessTied:
-      return !config.tie_word_embeddings;
-  }
-  return false;
+void AppendRow(const Row& row, const ModelConfig& config, const std::string& prefix, int64_t block,
+               int64_t expert, std::vector<TableTensor>* table) {
+  if (!row.present.holds(config, block)) return;
+  TableTensor& tensor = table->emplace_back();
+  tensor.module = prefix + WithExpert(row.module, expert);
+  tensor.name = tensor.module + "." + row.parameter;
+  tensor.role = row.role;
+  tensor.part = row.part;
+  tensor.transposed = row.transposed;
+  tensor.block = block;
+  tensor.expert = expert;
+  for (const Extent extent : row.shape) tensor.shape.push_back(extent(config));
 }
 
 void AppendRows(const std::vector<Row>& rows, const ModelConfig& config, const std::string& prefix,
                 int64_t block, std::vector<TableTensor>* table) {
-  for (const Row& row : rows) {
-    if (!IsPresent(row.presence, config)) continue;
-    TableTensor& tensor = table->emplace_back();
-    tensor.module = prefix + row.module;
-    tensor.name = tensor.module + "." + row.parameter;
-    tensor.role = row.role;
-    tensor.block = block;
-    for (const Extent extent : row.shape) tensor.shape.push_back(Evaluate(extent, config));
+  const size_t first = table->size();
+  for (size_t begin = 0; begin < rows.size();) {
+    size_t end = begin + 1;
+    while (end < rows.size() && rows[end].experts == rows[begin].experts) ++end;
+    const Extent experts = rows[begin].experts;
+    const int64_t count = experts == nullptr ? 1 : experts(config);
+    for (int64_t expert = 0; expert < count; ++expert) {
+      for (size_t row = begin; row < end; ++row) {
+        AppendRow(rows[row], config, prefix, block, experts == nullptr ? -1 : expert, table);
+      }
+    }
+    begin = end;
+  }
+  // A set of one is none: an MLP without a gate has nothing to fuse.
+  std::map<std::string, int> members;
+  const auto linear = [](const TableTensor& tensor) {
+    return tensor.role == TensorRole::kLinearWeight || tensor.role == TensorRole::kLinearBias;
+  };
+  for (size_t i = first; i < table->size(); ++i) {
+    TableTensor& tensor = (*table)[i];
+    if (linear(tensor)) tensor.fused_set = FusedSetOf(tensor.module, tensor.part);
+    if (tensor.role == TensorRole::kLinearWeight) ++members[tensor.fused_set];
+  }
+  for (size_t i = first; i < table->size(); ++i) {
+    TableTensor& tensor = (*table)[i];
+    if (members[tensor.fused_set] < 2) tensor.fused_set.clear();
   }
 }
 
-bool IsIgnored(const FamilyDescription& family, const std::string& name) {
+// The row of `rows` with this name within its block or the model, of expert 0 where it has experts;
+// nullptr if there is none.
+const Row* FindRow(const std::vector<Row>& rows, std::string_view name) {
+  for (const Row& row : rows) {
+    if (WithExpert(row.module, 0) + "." + row.parameter == name) return &row;
+  }
+  return nullptr;
+}
+
+bool IsIgnored(const Family& family, const std::string& name) {
   return std::any_of(family.ignored_suffixes.begin(), family.ignored_suffixes.end(),
                      [&name](const char* suffix) { return absl::EndsWith(name, suffix); });
 }
@@ -147,26 +114,40 @@ absl::Status AlreadyQuantized(const CheckpointTensor& tensor) {
 }
 
 // Why config.json asks for a tensor that is not there.
-std::string WhyExpected(const TableTensor& expected, const ModelConfig& config) {
-  switch (expected.role) {
-    case TensorRole::kHead:
-      return "tie_word_embeddings is false";
-    case TensorRole::kLinearBias:
-      return absl::StrContains(expected.name, ".mlp.") ? "mlp_bias is true"
-                                                       : "attention_bias is true";
-    default:
-      return expected.block >= 0
-                 ? absl::StrFormat("num_hidden_layers is %d", config.num_hidden_layers)
-                 : absl::StrFormat("model_type is %s", config.model_type);
+std::string WhyExpected(const TableTensor& expected, const Family& family,
+                        const ModelConfig& config) {
+  std::string_view name = expected.name;
+  const Row* row = nullptr;
+  if (expected.block >= 0) {
+    name.remove_prefix(BlockName(config, expected.block).size() + 1);
+    row = FindRow(family.block, name);
+  } else {
+    row = FindRow(family.after_blocks, name);
   }
+  if (row != nullptr && *row->present.why != '\0') return row->present.why;
+  return expected.block >= 0
+             ? absl::StrFormat("%s is %d", family.keys.num_hidden_layers, config.num_hidden_layers)
+             : absl::StrFormat("model_type is %s", config.model_type);
+}
+
+// Why config.json does not ask for tensor `name` of a block.
+std::string WhyNotExpected(std::string_view name, const Family& family, const ModelConfig& config) {
+  name.remove_prefix(std::string_view(family.block_prefix).size());
+  const size_t dot = name.find('.');
+  const Row* row =
+      dot == std::string_view::npos ? nullptr : FindRow(family.block, name.substr(dot + 1));
+  if (row != nullptr && *row->present.why != '\0' && !row->present.holds(config, 0)) {
+    return absl::StrFormat("only if %s", row->present.why);
+  }
+  return absl::StrFormat("it has %d blocks", config.num_hidden_layers);
 }
 
 absl::Status CheckTensor(const CheckpointTensor* found, const TableTensor& expected,
-                         const ModelConfig& config) {
+                         const Family& family, const ModelConfig& config) {
   if (found == nullptr) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "tensor %s is missing from the checkpoint, but config.json asks for it (%s)", expected.name,
-        WhyExpected(expected, config)));
+        WhyExpected(expected, family, config)));
   }
   if (found->info.dtype != DType::kF32 && found->info.dtype != DType::kF16 &&
       found->info.dtype != DType::kBF16) {
@@ -175,18 +156,17 @@ absl::Status CheckTensor(const CheckpointTensor* found, const TableTensor& expec
         absl::StrFormat("%s: tensor %s has dtype %s; F32, F16 and BF16 are supported", found->file,
                         expected.name, DTypeName(found->info.dtype)));
   }
-  if (found->info.shape != expected.shape) {
+  if (found->info.shape != expected.stored_shape()) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "%s: tensor %s has shape %s, but config.json asks for %s", found->file, expected.name,
-        ShapeToString(found->info.shape), ShapeToString(expected.shape)));
+        ShapeToString(found->info.shape), ShapeToString(expected.stored_shape())));
   }
   return absl::OkStatus();
 }
 
 // Sorted names that no row of `table` asks for and the family does not ignore.
 std::vector<std::string> Outside(const CheckpointIndex& index,
-                                 const std::vector<TableTensor>& table,
-                                 const FamilyDescription& family) {
+                                 const std::vector<TableTensor>& table, const Family& family) {
   std::vector<std::string_view> expected;
   expected.reserve(table.size());
   for (const TableTensor& tensor : table) expected.push_back(tensor.name);
@@ -206,17 +186,29 @@ std::vector<std::string> Outside(const CheckpointIndex& index,
 
 std::vector<TableTensor> BuildTensorTable(const ModelConfig& config) {
   std::vector<TableTensor> table;
-  const FamilyDescription* family = FindFamily(config.model_type);
+  const Family* family = FindFamily(config.model_type);
   if (family == nullptr) return table;
   table.reserve(family->before_blocks.size() + family->after_blocks.size() +
                 family->block.size() * static_cast<size_t>(config.num_hidden_layers));
   AppendRows(family->before_blocks, config, "", -1, &table);
   for (int64_t block = 0; block < config.num_hidden_layers; ++block) {
-    AppendRows(family->block, config, family->block_prefix + std::to_string(block) + ".", block,
-               &table);
+    AppendRows(family->block, config, BlockName(config, block) + ".", block, &table);
   }
   AppendRows(family->after_blocks, config, "", -1, &table);
   return table;
+}
+
+std::vector<TableTensor> BuildBlockTable(const ModelConfig& config, int64_t block) {
+  std::vector<TableTensor> table;
+  const Family* family = FindFamily(config.model_type);
+  if (family == nullptr || block < 0 || block >= config.num_hidden_layers) return table;
+  AppendRows(family->block, config, BlockName(config, block) + ".", block, &table);
+  return table;
+}
+
+std::string BlockName(const ModelConfig& config, int64_t block) {
+  const Family* family = FindFamily(config.model_type);
+  return (family == nullptr ? "" : family->block_prefix) + std::to_string(block);
 }
 
 bool IsSupportedModelType(const std::string& model_type) {
@@ -225,18 +217,18 @@ bool IsSupportedModelType(const std::string& model_type) {
 
 std::vector<std::string> SupportedModelTypes() {
   std::vector<std::string> types;
-  for (const FamilyDescription& family : Families()) types.push_back(family.model_type);
+  for (const Family& family : Families()) types.push_back(family.model_type);
   return types;
 }
 
 std::string ArchitectureOf(const std::string& model_type) {
-  const FamilyDescription* family = FindFamily(model_type);
+  const Family* family = FindFamily(model_type);
   return family == nullptr ? "" : family->architecture;
 }
 
 absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& config,
                                std::vector<std::string>* outside) {
-  const FamilyDescription* family = FindFamily(config.model_type);
+  const Family* family = FindFamily(config.model_type);
   if (family == nullptr) {
     return absl::UnimplementedError("model_type " + Quote(config.model_type) + " is not supported");
   }
@@ -245,7 +237,7 @@ absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& 
   }
   const std::vector<TableTensor> table = BuildTensorTable(config);
   for (const TableTensor& expected : table) {
-    PTQ_RETURN_IF_ERROR(CheckTensor(index.Find(expected.name), expected, config));
+    PTQ_RETURN_IF_ERROR(CheckTensor(index.Find(expected.name), expected, *family, config));
   }
   std::vector<std::string> extra;
   // Every row was found: equal counts mean that nothing else is there.
@@ -253,10 +245,9 @@ absl::Status CheckAgainstTable(const CheckpointIndex& index, const ModelConfig& 
   for (const std::string& name : extra) {
     if (!absl::StartsWith(name, family->block_prefix)) continue;
     return absl::InvalidArgumentError(absl::StrFormat(
-        "%s: tensor %s is not part of the model that config.json describes (%d blocks, "
-        "attention_bias %s, mlp_bias %s): correct config.json or remove the tensor",
-        index.Find(name)->file, Quote(name), config.num_hidden_layers,
-        config.attention_bias ? "true" : "false", config.mlp_bias ? "true" : "false"));
+        "%s: tensor %s is not part of the model that config.json describes (%s): correct "
+        "config.json or remove the tensor",
+        index.Find(name)->file, Quote(name), WhyNotExpected(name, *family, config)));
   }
   if (outside != nullptr) *outside = std::move(extra);
   return absl::OkStatus();

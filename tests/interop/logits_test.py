@@ -5,17 +5,15 @@ Each case prints the largest absolute difference; the bound is 1e-4.
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-TOOL = Path(os.environ["PTQ_BUILD_DIR"]) / "tests" / "model_logits_tool"
+from model_logits import BOUND, ours, theirs
+
 EXAMPLE = Path(os.environ["PTQ_SOURCE_DIR"]) / "examples" / "wikilm-llama-6m"
-BOUND = 1e-4
 SMALL = dict(vocab_size=160, hidden_size=96, intermediate_size=144, num_hidden_layers=3,
              num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256)
 
@@ -53,21 +51,6 @@ OPTIONS = {
     "epsilon": dict(rms_norm_eps=1e-2),
     "theta": dict(rope_parameters=dict(rope_type="default", rope_theta=500000.0)),
 }
-
-
-def ours(folder, ids, tmp_path, *flags):
-    inputs = tmp_path / "inputs"
-    inputs.mkdir()
-    save_file({"input_ids": ids}, inputs / "model.safetensors")
-    subprocess.run([TOOL, folder, inputs / "model.safetensors", tmp_path / "logits.safetensors", *flags],
-                   check=True)
-    return load_file(tmp_path / "logits.safetensors")["logits"]
-
-
-def theirs(folder, ids, dtype=torch.float32):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    with torch.no_grad():
-        return model(ids).logits.float()
 
 
 def random_llama(folder, dtype=torch.float32, **options):

@@ -77,8 +77,7 @@ TEST_F(DecoderModelTest, TheHeadIsItsOwnMatrixOrTheEmbedding) {
     EXPECT_TRUE(head.head_weight.equal(
         checkpoint_.tensors[tied ? "model.embed_tokens.weight" : "lm_head.weight"]));
     const at::Tensor hidden = at::randn({2, 3, config_.hidden_size}, at::kDouble);
-    const at::Tensor norm = hidden /
-                            (hidden.pow(2).mean({-1}, true) + config_.rms_norm_eps).sqrt() *
+    const at::Tensor norm = hidden / (hidden.pow(2).mean({-1}, true) + config_.norm_eps).sqrt() *
                             checkpoint_.tensors["model.norm.weight"];
     const at::Tensor expected = at::matmul(norm, head.head_weight.to(at::kDouble).t());
     const at::Tensor logits = head.Logits(hidden.to(at::kFloat));
@@ -112,7 +111,7 @@ TEST_F(DecoderModelTest, AHeadInAnotherDtypeIsWidenedInPieces) {
   EXPECT_TRUE(at::allclose(head.Project(states).to(at::kDouble),
                            states.to(at::kDouble).mm(wide.t()), 1e-5, 1e-5));
   const at::Tensor gradient = at::randn({3, 70000});
-  EXPECT_TRUE(at::allclose(head.ProjectBackward(gradient).to(at::kDouble),
+  EXPECT_TRUE(at::allclose(head.ProjectBackward(gradient, at::Tensor()).to(at::kDouble),
                            gradient.to(at::kDouble).mm(wide), 1e-4, 1e-3));
 }
 

@@ -67,8 +67,8 @@ class DeviceBlockTest
 TEST_P(DeviceBlockTest, ForwardAgreesWithTensorsInFloat32) {
   const Subject exact(ConfigOfParam(), at::kFloat);
   const Subject narrow(ConfigOfParam(), dtype());
-  EXPECT_FALSE(PartsForDeviceOps(*exact.block)) << "float32 has no flash attention";
-  ASSERT_TRUE(PartsForDeviceOps(*narrow.block));
+  EXPECT_FALSE(PartsForDeviceOps(*exact.block, kLength)) << "float32 has no flash attention";
+  ASSERT_TRUE(PartsForDeviceOps(*narrow.block, kLength));
   const at::Tensor hidden = Random(9);
   const at::Tensor input = hidden.to(dtype());
   const at::Tensor expected = exact.Forward(hidden, /*by_tensors=*/true);
@@ -87,7 +87,7 @@ TEST_P(DeviceBlockTest, ForwardAgreesWithTensorsInFloat32) {
 
 TEST_P(DeviceBlockTest, LayersSeeTheirInputs) {
   const Subject subject(ConfigOfParam(), dtype());
-  const GatedBlockParts parts = *subject.block->gated_parts();
+  const GatedBlockParts parts = *subject.block->gated_parts(kLength);
   const std::vector<Linear>& linears = subject.block->linears();
   const at::Tensor hidden = Random(9).to(dtype());
   const auto inputs_of = [&](bool by_tensors, std::vector<size_t>& order) {

@@ -25,16 +25,24 @@ ModelConfig Config(Type type, double factor) {
   return config;
 }
 
+RotaryFrequencies FrequenciesOf(const ModelConfig& config, int64_t length) {
+  return ComputeRotaryFrequencies(config.rope, config, length);
+}
+
+RotaryTable TableOf(const ModelConfig& config, int64_t length, at::ScalarType dtype = at::kFloat) {
+  return ComputeRotaryTable(config.rope, config, length, dtype, at::kCPU);
+}
+
 double Frequency(int64_t index, double theta = kTheta) {
   return std::pow(theta, -2.0 * static_cast<double>(index) / kDim);
 }
 
 double Inverse(const ModelConfig& config, int64_t length, int64_t index) {
-  return ComputeRotaryFrequencies(config, length).inverse[index].item<double>();
+  return FrequenciesOf(config, length).inverse[index].item<double>();
 }
 
 TEST(RotaryTest, DefaultTableHoldsCosinesAndSinesTwice) {
-  const RotaryTable table = ComputeRotaryTable(Config(Type::kDefault, 1), 10, at::kFloat, at::kCPU);
+  const RotaryTable table = TableOf(Config(Type::kDefault, 1), 10);
   ASSERT_EQ(table.cos.sizes(), (std::vector<int64_t>{10, kDim}));
   ASSERT_EQ(table.sin.sizes(), (std::vector<int64_t>{10, kDim}));
   for (int64_t position = 0; position < 10; ++position) {
@@ -48,8 +56,8 @@ TEST(RotaryTest, DefaultTableHoldsCosinesAndSinesTwice) {
 
 TEST(RotaryTest, TableIsRoundedToTheComputeDtypeAtTheEnd) {
   const ModelConfig config = Config(Type::kDefault, 1);
-  const RotaryTable wide = ComputeRotaryTable(config, 40, at::kFloat, at::kCPU);
-  const RotaryTable narrow = ComputeRotaryTable(config, 40, at::kBFloat16, at::kCPU);
+  const RotaryTable wide = TableOf(config, 40);
+  const RotaryTable narrow = TableOf(config, 40, at::kBFloat16);
   EXPECT_TRUE(narrow.cos.equal(wide.cos.to(at::kBFloat16)));
   EXPECT_TRUE(narrow.sin.equal(wide.sin.to(at::kBFloat16)));
 }
@@ -127,21 +135,21 @@ TEST(RotaryTest, YarnAttentionFactorScalesTheTable) {
   ModelConfig config = Config(Type::kYarn, 4);
   config.rope.original_max_position_embeddings = 16;
   const double derived = 0.1 * std::log(4.0) + 1;
-  EXPECT_DOUBLE_EQ(ComputeRotaryFrequencies(config, 64).attention_factor, derived);
-  const RotaryTable table = ComputeRotaryTable(config, 4, at::kFloat, at::kCPU);
+  EXPECT_DOUBLE_EQ(FrequenciesOf(config, 64).attention_factor, derived);
+  const RotaryTable table = TableOf(config, 4);
   EXPECT_NEAR(table.cos[0][0].item<double>(), derived, 1e-6);
 
   config.rope.mscale = 0.7;
   config.rope.mscale_all_dim = 1.3;
-  EXPECT_DOUBLE_EQ(ComputeRotaryFrequencies(config, 64).attention_factor,
+  EXPECT_DOUBLE_EQ(FrequenciesOf(config, 64).attention_factor,
                    (0.07 * std::log(4.0) + 1) / (0.13 * std::log(4.0) + 1));
   config.rope.attention_factor = 1.25;
-  EXPECT_DOUBLE_EQ(ComputeRotaryFrequencies(config, 64).attention_factor, 1.25);
+  EXPECT_DOUBLE_EQ(FrequenciesOf(config, 64).attention_factor, 1.25);
 }
 
 TEST(RotaryTest, ApplyTurnsEachPairByItsAngle) {
   at::manual_seed(1);
-  const RotaryTable table = ComputeRotaryTable(Config(Type::kDefault, 1), 6, at::kFloat, at::kCPU);
+  const RotaryTable table = TableOf(Config(Type::kDefault, 1), 6);
   const at::Tensor states = at::randn({2, 6, 3, kDim});
   const at::Tensor rotated = ApplyRotary(states, table);
   for (int64_t t = 0; t < 6; ++t) {

@@ -49,7 +49,7 @@ inline ModelConfig TinyLlamaConfig() {
   config.num_key_value_heads = 2;
   config.head_dim = 16;
   config.max_position_embeddings = 64;
-  config.rms_norm_eps = 1e-5;
+  config.norm_eps = 1e-5;
   config.attention_bias = true;
   config.mlp_bias = true;
   config.has_dtype = true;
@@ -62,7 +62,7 @@ inline InMemoryCheckpoint RandomCheckpoint(const ModelConfig& config, uint64_t s
   at::manual_seed(seed);
   InMemoryCheckpoint checkpoint;
   for (const TableTensor& row : BuildTensorTable(config)) {
-    at::Tensor values = at::randn(row.shape) * 0.3;
+    at::Tensor values = at::randn(row.stored_shape()) * 0.3;
     checkpoint.tensors[row.name] = (row.role == TensorRole::kNorm ? values + 1 : values).to(dtype);
   }
   return checkpoint;

@@ -22,7 +22,7 @@ using ::ptq::testing::IsOk;
 // With its linears shared as a Llama's are.
 struct Subject : testing::DeviceLlamaBlock {
   Subject(const ModelConfig& config, at::ScalarType dtype) : DeviceLlamaBlock(config, dtype) {
-    const GatedBlockParts parts = *block->gated_parts();
+    const GatedBlockParts parts = *block->gated_parts(kLength);
     for (const std::vector<size_t>& members :
          {std::vector<size_t>{parts.query, parts.key, parts.value},
           {parts.output},

@@ -118,7 +118,7 @@ inline ModelConfig TinyModelConfig(const Json& changes = Json::object()) {
 inline std::vector<TensorSketch> TensorsOf(const ModelConfig& config) {
   std::vector<TensorSketch> tensors;
   for (const TableTensor& row : BuildTensorTable(config)) {
-    tensors.push_back({row.name, DType::kBF16, row.shape});
+    tensors.push_back({row.name, DType::kBF16, row.stored_shape()});
   }
   return tensors;
 }

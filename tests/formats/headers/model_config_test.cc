@@ -50,11 +50,11 @@ TEST(ModelConfigTest, DefaultsAreThoseOfLlamaConfig) {
   EXPECT_EQ(config.num_key_value_heads, 4);
   EXPECT_EQ(config.head_dim, 16);
   EXPECT_EQ(config.max_position_embeddings, 2048);
-  EXPECT_EQ(config.rms_norm_eps, 1e-6);
+  EXPECT_EQ(config.norm_eps, 1e-6);
   EXPECT_FALSE(config.attention_bias);
   EXPECT_FALSE(config.mlp_bias);
   EXPECT_FALSE(config.tie_word_embeddings);
-  EXPECT_EQ(config.hidden_act, "silu");
+  EXPECT_EQ(config.activation, Activation::kSilu);
   EXPECT_EQ(config.rope.type, RopeConfig::Type::kDefault);
   EXPECT_EQ(config.rope.theta, 10000.0);
   EXPECT_FALSE(config.has_dtype);
@@ -72,11 +72,11 @@ TEST(ModelConfigTest, ReadsWhatIsGiven) {
                                               {"eos_token_id", {3, 1}}});
   EXPECT_EQ(config.head_dim, 8);
   EXPECT_EQ(config.num_key_value_heads, 2);
-  EXPECT_EQ(config.rms_norm_eps, 1e-5);
+  EXPECT_EQ(config.norm_eps, 1e-5);
   EXPECT_TRUE(config.attention_bias);
   EXPECT_TRUE(config.mlp_bias);
   EXPECT_TRUE(config.tie_word_embeddings);
-  EXPECT_EQ(config.hidden_act, "silu");
+  EXPECT_EQ(config.activation, Activation::kSilu);
   EXPECT_THAT(config.eos_token_ids, ElementsAre(3, 1));
   EXPECT_TRUE(config.has_dtype);
   EXPECT_EQ(config.dtype, DType::kBF16);
@@ -195,8 +195,12 @@ TEST(ModelConfigTest, RefusesRopeParametersThatAreMissingOrWrong) {
   ExpectRefused(
       {{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 2}, {"attention_factor", -1}}}},
       "attention_factor is -1");
-  ExpectRefused({{"rope_scaling", {{"rope_type", "longrope"}}}},
-                "rope_type \"longrope\" is not supported", absl::StatusCode::kUnimplemented);
+  ExpectRefused({{"rope_scaling", {{"rope_type", "longrope"}, {"short_factor", {1, 2}}}}},
+                "long_factor is missing");
+  ExpectRefused({{"rope_scaling", {{"rope_type", "longrope"}, {"short_factor", {1, 2, 3}}}}},
+                "short_factor must be an array of 2 positive numbers");
+  ExpectRefused({{"rope_scaling", {{"rope_type", "proportional"}}}},
+                "rope_type \"proportional\" is not supported", absl::StatusCode::kUnimplemented);
   ExpectRefused({{"rope_scaling", "linear"}}, "rope_scaling must be an object");
   ExpectRefused({{"rope_theta", 0}}, "rope_theta is 0");
   ExpectRefused({{"rope_theta", 1}}, "rope_theta is 1");
@@ -231,14 +235,15 @@ TEST(ModelConfigTest, RefusesSizesThatAreMissingOrAbsurd) {
 
 TEST(ModelConfigTest, RefusesOtherArchitectures) {
   ExpectRefused({{"model_type", "mamba"}},
-                "model_type \"mamba\" is not supported (supported: llama)",
+                "model_type \"mamba\" is not supported (supported: llama, mistral, qwen2, qwen3, "
+                "gemma2, gemma3_text, phi3, olmo2, granite, starcoder2, gpt_neox, opt, gpt2)",
                 absl::StatusCode::kUnimplemented);
   ExpectRefused({{"model_type", nullptr}}, "model_type is missing");
   ExpectRefused({{"architectures", {"LlamaForSequenceClassification"}}},
                 "architecture \"LlamaForSequenceClassification\" is not supported",
                 absl::StatusCode::kUnimplemented);
   ExpectRefused({{"architectures", "LlamaForCausalLM"}}, "architectures must be an array");
-  ExpectRefused({{"hidden_act", "gelu"}}, "hidden_act \"gelu\" is not supported",
+  ExpectRefused({{"hidden_act", "xielu"}}, "hidden_act \"xielu\" is not supported",
                 absl::StatusCode::kUnimplemented);
 }
 

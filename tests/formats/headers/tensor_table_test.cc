@@ -15,6 +15,7 @@ namespace ptq {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using testing::FolderTest;
 using ::testing::HasSubstr;
@@ -75,7 +76,7 @@ TEST(TensorTableTest, OptionsAddBiasesAndTakeTheHead) {
 TEST(TensorTableTest, KnowsItsFamilies) {
   EXPECT_TRUE(IsSupportedModelType("llama"));
   EXPECT_FALSE(IsSupportedModelType("mamba"));
-  EXPECT_THAT(SupportedModelTypes(), ElementsAre("llama"));
+  EXPECT_THAT(SupportedModelTypes(), Contains("llama"));
   EXPECT_EQ(ArchitectureOf("llama"), "LlamaForCausalLM");
   EXPECT_EQ(ArchitectureOf("mamba"), "");
 }
@@ -147,7 +148,7 @@ TEST_F(CheckAgainstTableTest, LayersMustBeThoseOfTheConfig) {
 
 TEST_F(CheckAgainstTableTest, RefusesExtraTensorsInBlocks) {
   tensors_.push_back({"model.layers.0.self_attn.q_proj.bias", DType::kBF16, {16}});
-  ExpectRefused("model.layers.0.self_attn.q_proj.bias", "attention_bias false");
+  ExpectRefused("model.layers.0.self_attn.q_proj.bias", "only if attention_bias is true");
 }
 
 TEST_F(CheckAgainstTableTest, RefusesOtherDtypes) {

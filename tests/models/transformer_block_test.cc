@@ -1,6 +1,6 @@
-// The Llama block against an independent formulation: explicit loops over heads, a masked softmax,
-// everything in float64.
-#include "models/llama_block.h"
+// The block in Llama's shape against an independent formulation: explicit loops over heads, a
+// masked softmax, everything in float64.
+#include "models/transformer_block.h"
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
@@ -21,7 +21,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-class LlamaBlockTest : public ::testing::Test {
+class TransformerBlockTest : public ::testing::Test {
  protected:
   void SetUp() override {
     checkpoint_ = testing::RandomCheckpoint(config_, 7);
@@ -49,7 +49,7 @@ at::Tensor Oracle(const ModelConfig& config, std::map<std::string, at::Tensor> t
   };
   const auto norm = [&](const std::string& module, const at::Tensor& input) {
     const at::Tensor square = (input * input).mean({-1}, true);
-    return input / (square + config.rms_norm_eps).sqrt() * tensors[module + ".weight"];
+    return input / (square + config.norm_eps).sqrt() * tensors[module + ".weight"];
   };
   const int64_t length = hidden.size(1);
   const int64_t dim = config.head_dim;
@@ -93,14 +93,14 @@ std::map<std::string, at::Tensor> OracleTensors(const testing::InMemoryCheckpoin
   return tensors;
 }
 
-TEST_F(LlamaBlockTest, EqualsTheIndependentFormulation) {
+TEST_F(TransformerBlockTest, EqualsTheIndependentFormulation) {
   const at::Tensor expected =
       Oracle(config_, OracleTensors(checkpoint_, "model.layers.1"), hidden_.to(at::kDouble));
   const at::Tensor output = block_->Forward(hidden_, rotary_);
   EXPECT_LT((output.to(at::kDouble) - expected).abs().max().item<double>(), 2e-5);
 }
 
-TEST_F(LlamaBlockTest, LaterTokensDoNotChangeEarlierOutputs) {
+TEST_F(TransformerBlockTest, LaterTokensDoNotChangeEarlierOutputs) {
   at::Tensor changed = hidden_.clone();
   changed.select(1, 5).add_(1);
   const at::Tensor before = block_->Forward(hidden_, rotary_);
@@ -111,7 +111,7 @@ TEST_F(LlamaBlockTest, LaterTokensDoNotChangeEarlierOutputs) {
   }
 }
 
-TEST_F(LlamaBlockTest, EveryLinearIsAppliedOnceInTableOrder) {
+TEST_F(TransformerBlockTest, EveryLinearIsAppliedOnceInTableOrder) {
   std::vector<std::string> modules;
   std::vector<const at::TensorImpl*> inputs;
   block_->Forward(hidden_, rotary_, [&](size_t index, const at::Tensor& input) {
@@ -133,7 +133,7 @@ TEST_F(LlamaBlockTest, EveryLinearIsAppliedOnceInTableOrder) {
   EXPECT_EQ(inputs[4], inputs[5]);
 }
 
-TEST_F(LlamaBlockTest, GradientsOfReplacedWeightsEqualThoseOfTheIndependentFormulation) {
+TEST_F(TransformerBlockTest, GradientsOfReplacedWeightsEqualThoseOfTheIndependentFormulation) {
   std::map<std::string, at::Tensor> tensors = OracleTensors(checkpoint_, "model.layers.1");
   std::vector<at::Tensor> weights;
   for (const Linear& linear : block_->linears()) {
@@ -157,7 +157,7 @@ TEST_F(LlamaBlockTest, GradientsOfReplacedWeightsEqualThoseOfTheIndependentFormu
   }
 }
 
-TEST_F(LlamaBlockTest, BiaslessBlocksHaveNoBias) {
+TEST_F(TransformerBlockTest, BiaslessBlocksHaveNoBias) {
   config_.attention_bias = false;
   config_.mlp_bias = false;
   PTQ_ASSERT_OK_AND_ASSIGN(model_, DecoderModel::Create(config_, checkpoint_, {}));
@@ -171,16 +171,11 @@ TEST_F(LlamaBlockTest, BiaslessBlocksHaveNoBias) {
   EXPECT_LT((block_->Forward(hidden_, rotary_) - expected).abs().max().item<double>(), 2e-5);
 }
 
-TEST_F(LlamaBlockTest, AMissingModuleIsNamed) {
-  EXPECT_THAT(LlamaBlock::Create(config_, "model.layers.0", {}),
+TEST_F(TransformerBlockTest, AMissingPartIsNamed) {
+  const BlockWeights none("model.layers.0", config_.norm, config_.norm_eps);
+  EXPECT_THAT(TransformerBlock::Create(config_, 0, none),
               testing::StatusIs(absl::StatusCode::kInvalidArgument,
-                                HasSubstr("model.layers.0.input_layernorm")));
-  BlockWeights weights;
-  weights.norms = {{"model.layers.0.input_layernorm", at::ones({32})},
-                   {"model.layers.0.post_attention_layernorm", at::ones({32})}};
-  EXPECT_THAT(LlamaBlock::Create(config_, "model.layers.0", weights),
-              testing::StatusIs(absl::StatusCode::kInvalidArgument,
-                                HasSubstr("model.layers.0.self_attn.q_proj")));
+                                HasSubstr("model.layers.0 has no query projection")));
 }
 
 }  // namespace

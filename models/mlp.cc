@@ -1,0 +1,103 @@
+#include "models/mlp.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/silu.h>
+
+#include "common/status_macros.h"
+
+namespace ptq {
+namespace {
+
+at::Tensor Activate(Activation activation, const at::Tensor& input) {
+  switch (activation) {
+    case Activation::kSilu:
+      return at::silu(input);
+    case Activation::kGelu:
+      return at::gelu(input);
+    case Activation::kGeluTanh:
+      return at::gelu(input, "tanh");
+    case Activation::kRelu:
+      break;
+  }
+  return at::relu(input);
+}
+
+// Down(activation(Up x)).
+class PlainMlp final : public Mlp {
+ public:
+  PlainMlp(size_t up, size_t down, Activation activation)
+      : up_(up), down_(down), activation_(activation) {}
+  at::Tensor Forward(const at::Tensor& input, const LinearFunction& apply) const override {
+    return apply(down_, Activate(activation_, apply(up_, input)));
+  }
+  bool Describe(GatedBlockParts*) const override { return false; }
+
+ private:
+  size_t up_;
+  size_t down_;
+  Activation activation_;
+};
+
+// Down(activation(Gate x) * Up x).
+class GatedMlp final : public Mlp {
+ public:
+  GatedMlp(size_t gate, size_t up, size_t down, Activation activation)
+      : gate_(gate), up_(up), down_(down), activation_(activation) {}
+  at::Tensor Forward(const at::Tensor& input, const LinearFunction& apply) const override {
+    const at::Tensor gate = Activate(activation_, apply(gate_, input));
+    return apply(down_, gate * apply(up_, input));
+  }
+  bool Describe(GatedBlockParts* parts) const override {
+    if (activation_ != Activation::kSilu) return false;
+    parts->gate = gate_;
+    parts->up = up_;
+    parts->down = down_;
+    return true;
+  }
+
+ private:
+  size_t gate_;
+  size_t up_;
+  size_t down_;
+  Activation activation_;
+};
+
+// The same with gate and up in one layer.
+class FusedGatedMlp final : public Mlp {
+ public:
+  FusedGatedMlp(size_t gate_up, size_t down, Activation activation)
+      : gate_up_(gate_up), down_(down), activation_(activation) {}
+  at::Tensor Forward(const at::Tensor& input, const LinearFunction& apply) const override {
+    const at::Tensor both = apply(gate_up_, input);
+    const int64_t width = both.size(-1) / 2;
+    return apply(down_,
+                 Activate(activation_, both.narrow(-1, 0, width)) * both.narrow(-1, width, width));
+  }
+  bool Describe(GatedBlockParts*) const override { return false; }
+
+ private:
+  size_t gate_up_;
+  size_t down_;
+  Activation activation_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Mlp>> MakeMlp(const ModelConfig& config,
+                                             const BlockWeights& weights) {
+  PTQ_ASSIGN_OR_RETURN(const size_t down, weights.LinearOf(TensorPart::kDown));
+  if (weights.Has(TensorPart::kGateUp)) {
+    PTQ_ASSIGN_OR_RETURN(const size_t both, weights.LinearOf(TensorPart::kGateUp));
+    return std::make_unique<FusedGatedMlp>(both, down, config.activation);
+  }
+  PTQ_ASSIGN_OR_RETURN(const size_t up, weights.LinearOf(TensorPart::kUp));
+  if (!weights.Has(TensorPart::kGate)) {
+    return std::make_unique<PlainMlp>(up, down, config.activation);
+  }
+  PTQ_ASSIGN_OR_RETURN(const size_t gate, weights.LinearOf(TensorPart::kGate));
+  return std::make_unique<GatedMlp>(gate, up, down, config.activation);
+}
+
+}  // namespace ptq
