@@ -39,7 +39,7 @@ absl::Status HashPrefix(const std::string& path, int64_t size, CallCanceller& ca
 
 // Loaders look for these first.
 bool ComesLast(const std::string& path) {
-  return path == "config.json" || absl::EndsWith(path, ".index.json");
+  return BaseName(path) == "config.json" || absl::EndsWith(path, ".index.json");
 }
 
 absl::Status CheckNodes(const std::vector<v1::FileNode>& nodes) {

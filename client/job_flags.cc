@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "client/resource_names.h"
 #include "client/rpc_status.h"
 #include "common/status_macros.h"
@@ -104,10 +105,23 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
   scheme(AddChoice(command, "--scale-rule", spec.scale_rule, ParseScaleRule, ScaleRuleName,
                    absl::StrJoin(kScaleRuleNames, "|"),
                    "How rtn derives scales: Auto-Round's full-range rule or torchao's own."));
-  scheme(AddChoice(command, "--format", spec.format, ParseOutputFormat, OutputFormatName,
-                   absl::StrJoin(kOutputFormatNames, "|"),
-                   "affine loads in transformers with torchao; dequantized is a plain checkpoint "
-                   "with the rounded weights."));
+  scheme(
+      command
+          .add_option_function<std::string>(
+              "--format",
+              [&spec](const std::string& text) {
+                auto formats = ParseOutputFormats(absl::StrSplit(text, ','));
+                if (!formats.ok()) {
+                  throw CLI::ValidationError("--format", Message(formats.status()));
+                }
+                spec.format = *std::move(formats);
+              },
+              "What the result is written as; several, with commas, share one quantization, and "
+              "each gets a folder of its name. affine: transformers with torchao; "
+              "compressed-tensors, gptq, awq: vLLM, SGLang, transformers; auto-round: AutoRound's "
+              "loader; dequantized: a plain checkpoint with the rounded weights.")
+          ->type_name(absl::StrJoin(kOutputFormatNames, "|"))
+          ->default_str(absl::StrJoin(spec.format, ",")));
 
   const auto tuning = [](CLI::Option* option) { option->group("Calibration"); };
   tuning(AddChoice(
@@ -239,7 +253,7 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
     if (rule->group_size.has_value()) entry.set_group_size(*rule->group_size);
     if (rule->symmetric.has_value()) entry.set_symmetric(*rule->symmetric);
   }
-  message.set_output_format(OutputFormatName(spec.format));
+  for (const std::string& format : spec.format) message.add_output_formats(format);
   message.set_seed(spec.seed);
   message.mutable_resources()->set_device(DeviceName(spec.device));
   message.mutable_resources()->set_low_memory(LowMemoryName(spec.low_memory));

@@ -154,7 +154,7 @@ std::string FlagForField(const std::string& field_path) {
       {"device", "--device"},
       {"low_memory", "--low-memory"},
       {"format", "--format"},
-      {"output_format", "--format"},
+      {"output_formats", "--format"},
       {"rule", "--rule"},
       {"rules", "--rule"},
       {"scale_rule", "--scale-rule"},

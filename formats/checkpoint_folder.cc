@@ -12,6 +12,7 @@
 #include "common/status_util.h"
 #include "common/torch_status.h"
 #include "formats/headers/safetensors_header.h"
+#include "formats/record_file.h"
 
 namespace ptq {
 namespace {
@@ -23,6 +24,20 @@ constexpr char kIndexName[] = "model.safetensors.index.json";
 size_t ShardOf(const TableTensor& tensor, int64_t blocks) {
   if (tensor.block >= 0) return static_cast<size_t>(tensor.block) + 1;
   return tensor.role == TensorRole::kEmbedding ? 0 : static_cast<size_t>(blocks) + 1;
+}
+
+// Files in which other programs repeat a quantization_config.
+bool IsQuantizationConfig(const std::string& name) {
+  for (const char* known : {"quantize_config.json", "quant_config.json", "quantization_config.json",
+                            "hf_quant_config.json"}) {
+    if (name == known) return true;
+  }
+  return false;
+}
+
+// config.json's name of a dtype that models are stored in.
+const char* ConfigName(DType dtype) {
+  return dtype == DType::kF16 ? "float16" : dtype == DType::kBF16 ? "bfloat16" : "float32";
 }
 
 absl::Status CheckPlanned(const PlannedModule& module, const TableTensor* weight) {
@@ -54,7 +69,7 @@ absl::StatusOr<CheckpointFolder> CheckpointFolder::Create(
 
   CheckpointFolder result;
   result.shards_.resize(static_cast<size_t>(config.num_hidden_layers) + 2);
-  result.layouts_.resize(static_cast<size_t>(config.num_hidden_layers));
+  result.modules_.resize(static_cast<size_t>(config.num_hidden_layers));
   std::set<std::string> quantized;
   for (const PlannedModule& module : plan.modules) {
     const auto weight = weights.find(module.module);
@@ -62,9 +77,8 @@ absl::StatusOr<CheckpointFolder> CheckpointFolder::Create(
     if (!quantized.insert(module.module + ".weight").second) {
       return absl::InvalidArgumentError(absl::StrCat("module ", module.module, " planned twice"));
     }
-    PTQ_ASSIGN_OR_RETURN(auto layout, RecordLayoutOf(module, plan.source.index));
     const size_t block = static_cast<size_t>(weight->second->block);
-    result.layouts_[block].push_back(std::move(layout));
+    result.modules_[block].push_back(module);
     for (std::string& name : stored_names(module)) {
       result.shards_[block + 1].stored.push_back(std::move(name));
     }
@@ -97,20 +111,20 @@ absl::StatusOr<std::vector<QuantizedModule>> CheckpointFolder::ValidModules(
   }
   std::map<std::string, const QuantizedModule*> given;
   for (const QuantizedModule& module : modules) given[module.module] = &module;
-  if (given.size() != modules.size() || given.size() != layouts(block).size()) {
+  if (given.size() != modules.size() || given.size() != this->modules(block).size()) {
     return absl::FailedPreconditionError(
         absl::StrFormat("block %d: %d modules to write, %d were planned", block, modules.size(),
-                        layouts(block).size()));
+                        this->modules(block).size()));
   }
   std::vector<QuantizedModule> result;
-  for (const RecordLayout& layout : layouts(block)) {
-    const auto entry = given.find(layout.module.module);
+  for (const PlannedModule& planned : this->modules(block)) {
+    const auto entry = given.find(planned.module);
     if (entry == given.end()) {
       return absl::FailedPreconditionError(
-          absl::StrFormat("block %d: module %s is missing", block, layout.module.module));
+          absl::StrFormat("block %d: module %s is missing", block, planned.module));
     }
     QuantizedModule module = *entry->second;
-    PTQ_RETURN_IF_ERROR(ValidateRecord(layout, module.weight));
+    PTQ_RETURN_IF_ERROR(ValidateRecord(planned, module.weight));
     module.weight.int_data = module.weight.int_data.cpu().contiguous();
     module.weight.scale = module.weight.scale.cpu().contiguous();
     module.weight.zero_point = module.weight.zero_point.cpu().contiguous();
@@ -122,12 +136,12 @@ absl::StatusOr<std::vector<QuantizedModule>> CheckpointFolder::ValidModules(
 absl::StatusOr<std::string> CheckpointFolder::WriteShard(
     int64_t index, std::vector<LazyTensor> quantized, const CheckpointReader& reader,
     const std::function<absl::Status(RecordCheck&)>& check_quantized,
-    const CancellationToken* cancel) const {
+    const CancellationToken& cancel) const {
   const Shard& shard = shards_[static_cast<size_t>(index)];
   std::vector<LazyTensor> tensors = std::move(quantized);
-  const auto source_of = [&reader, cancel](const std::string& name) -> ByteSource {
-    return [&reader, cancel, name](int64_t offset, int64_t size, void* out) -> absl::Status {
-      if (cancel != nullptr) PTQ_RETURN_IF_ERROR(cancel->Check());
+  const auto source_of = [&reader, &cancel](const std::string& name) -> ByteSource {
+    return [&reader, &cancel, name](int64_t offset, int64_t size, void* out) -> absl::Status {
+      PTQ_RETURN_IF_ERROR(cancel.Check());
       return reader.ReadBytes(name, offset, size, out);
     };
   };
@@ -154,8 +168,8 @@ absl::StatusOr<std::string> CheckpointFolder::WriteShard(
 absl::StatusOr<std::array<std::string, 2>> CheckpointFolder::WriteOuterShards(
     const CheckpointReader& reader, const CancellationToken& cancel) const {
   std::array<std::string, 2> digests;
-  PTQ_ASSIGN_OR_RETURN(digests[0], WriteShard(0, {}, reader, {}, &cancel));
-  PTQ_ASSIGN_OR_RETURN(digests[1], WriteShard(shard_count() - 1, {}, reader, {}, &cancel));
+  PTQ_ASSIGN_OR_RETURN(digests[0], WriteShard(0, {}, reader, {}, cancel));
+  PTQ_ASSIGN_OR_RETURN(digests[1], WriteShard(shard_count() - 1, {}, reader, {}, cancel));
   return digests;
 }
 
@@ -166,7 +180,7 @@ absl::Status CheckpointFolder::CopyOtherFiles() const {
     // Weights and indices (those of other weight formats too) are replaced by ours, config.json
     // comes last, and a report would be one of another job.
     if (name == kConfigName || name == "report.json" || absl::EndsWith(name, ".safetensors") ||
-        absl::EndsWith(name, ".index.json")) {
+        absl::EndsWith(name, ".index.json") || IsQuantizationConfig(name)) {
       continue;
     }
     PTQ_RETURN_IF_ERROR(CopyFileAtomically(JoinPath(source, name), JoinPath(folder_, name)));
@@ -205,22 +219,39 @@ absl::StatusOr<Json> CheckpointFolder::BuildIndex() const {
   return index;
 }
 
-absl::Status CheckpointFolder::WriteConfig(const std::optional<Json>& quantization_config) const {
+absl::Status CheckpointFolder::WriteConfig(const FolderConfig& config) const {
   const std::string from = JoinPath(plan_.source.index.folder(), kConfigName);
   const std::string to = JoinPath(folder_, kConfigName);
-  if (!quantization_config) return CopyFileAtomically(from, to);
   PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(from));
-  auto config = ParseJson(text);
-  if (!config.ok()) return Annotate(config.status(), from);
-  (*config)["quantization_config"] = *quantization_config;
-  return WriteFileAtomically(to, DumpJsonPretty(*config));
+  auto json = ParseJson(text);
+  if (!json.ok()) return Annotate(json.status(), from);
+  bool changed = false;
+  for (const char* key : {"quantization_config", "compression_config"}) {
+    changed = json->erase(key) > 0 || changed;
+  }
+  if (config.dtype) {
+    if (!json->contains("dtype") && !json->contains("torch_dtype")) (*json)["torch_dtype"] = "";
+    for (const char* key : {"dtype", "torch_dtype"}) {
+      if (json->contains(key)) (*json)[key] = ConfigName(*config.dtype);
+    }
+    changed = true;
+  }
+  if (config.quantization) {
+    (*json)["quantization_config"] = *config.quantization;
+    changed = true;
+  }
+  if (!changed) return CopyFileAtomically(from, to);
+  return WriteFileAtomically(to, DumpJsonPretty(*json));
 }
 
-absl::Status CheckpointFolder::Finalize(const std::optional<Json>& quantization_config) const {
+absl::Status CheckpointFolder::Finalize(const FolderConfig& config) const {
   PTQ_RETURN_IF_ERROR(CopyOtherFiles());
   PTQ_ASSIGN_OR_RETURN(const Json index, BuildIndex());
   PTQ_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder_, kIndexName), DumpJsonPretty(index)));
-  return WriteConfig(quantization_config);
+  for (const auto& [name, json] : config.files) {
+    PTQ_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder_, name), DumpJsonPretty(json)));
+  }
+  return WriteConfig(config);
 }
 
 DType CheckpointDType(const CheckpointInspection& source) {
@@ -232,16 +263,15 @@ DType CheckpointDType(const CheckpointInspection& source) {
   return source.config.dtype;
 }
 
-RecordView ViewOf(const RecordLayout& layout, const QuantizedModule& module) {
-  const AffineQuantizedTensor& weight = module.weight;
+RecordView ViewOf(const PlannedModule& module, const AffineQuantizedTensor& weight) {
   RecordView view;
-  view.module = layout.module.module;
-  view.rows = layout.module.out_features;
-  view.columns = layout.module.in_features;
+  view.module = module.module;
+  view.rows = module.out_features;
+  view.columns = module.in_features;
   view.block_size = weight.block_size;
   view.bits = weight.bits;
   view.codes = weight.int_data.const_data_ptr<int8_t>();
-  view.scale_dtype = FromScalarType(layout.scale_dtype);
+  view.scale_dtype = module.scale_dtype;
   view.scale = weight.scale.const_data_ptr();
   view.zero_point = weight.zero_point.const_data_ptr<int32_t>();
   return view;

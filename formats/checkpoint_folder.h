@@ -1,5 +1,10 @@
-// What all output formats share: the shards of an output folder, the tensors that are copied
-// untouched, the files around them, and the order in which everything appears.
+// What all formats of safetensors files share: the shards of an output folder, the tensors that are
+// copied untouched, the files around them, and the order in which everything appears.
+//
+// One shard a block, and one each for what lies before and after the blocks; index and config.json
+// last, so that a folder with an index is complete. Shard i of n is
+// model-0000i-of-0000n.safetensors: 1 holds the embedding, 2..L+1 the blocks, L+2 final norm and
+// head.
 #ifndef PTQ_FORMATS_CHECKPOINT_FOLDER_H_
 #define PTQ_FORMATS_CHECKPOINT_FOLDER_H_
 
@@ -16,13 +21,19 @@
 #include "absl/status/statusor.h"
 #include "common/cancellation.h"
 #include "common/json.h"
-#include "formats/checkpoint_exporter.h"
 #include "formats/headers/tensor_table.h"
+#include "formats/quantized_checkpoint.h"
 #include "formats/record_check.h"
-#include "formats/record_file.h"
 #include "formats/safetensors_writer.h"
 
 namespace ptq {
+
+// What config.json says beside the source's own keys, and files that some loaders want beside it.
+struct FolderConfig {
+  std::optional<Json> quantization;   // quantization_config; none: a plain checkpoint
+  std::optional<DType> dtype;         // that loaders are to compute in; none: the source's
+  std::map<std::string, Json> files;  // by name
+};
 
 // One job, one instance. Const methods of different shards may run at the same time.
 class CheckpointFolder {
@@ -42,9 +53,9 @@ class CheckpointFolder {
   const ExportPlan& plan() const { return plan_; }
   int64_t block_count() const { return plan_.source.config.num_hidden_layers; }
 
-  // Layouts of the quantized modules of `block`, in the plan's order.
-  const std::vector<RecordLayout>& layouts(int64_t block) const {
-    return layouts_[static_cast<size_t>(block)];
+  // The quantized modules of `block`, in the plan's order.
+  const std::vector<PlannedModule>& modules(int64_t block) const {
+    return modules_[static_cast<size_t>(block)];
   }
   // `modules` are exactly the planned ones of `block`, and valid; kFailedPrecondition otherwise.
   // Returned in the plan's order, contiguous and on the CPU.
@@ -53,18 +64,18 @@ class CheckpointFolder {
 
   // Writes shard `index`: `quantized`, and the plain tensors of the shard out of `reader`.
   // `check_quantized` runs on the finished temporary file beside the check of the plain ones.
+  // Returns the file's SHA-256.
   absl::StatusOr<std::string> WriteShard(
       int64_t index, std::vector<LazyTensor> quantized, const CheckpointReader& reader,
-      const std::function<absl::Status(RecordCheck&)>& check_quantized) const {
-    return WriteShard(index, std::move(quantized), reader, check_quantized, nullptr);
-  }
-  // CheckpointExporter::WriteOuterShards.
+      const std::function<absl::Status(RecordCheck&)>& check_quantized,
+      const CancellationToken& cancel) const;
+  // Writes the first and the last shard, copied untouched, a piece in memory at a time.
   absl::StatusOr<std::array<std::string, 2>> WriteOuterShards(
       const CheckpointReader& reader, const CancellationToken& cancel) const;
 
-  // The files around the shards, the index, and config.json last with `quantization_config` added
-  // (or unchanged). kDataLoss if shards and index don't close.
-  absl::Status Finalize(const std::optional<Json>& quantization_config) const;
+  // All shards are written: the files around them, the index, and config.json last. kDataLoss if
+  // shards and index don't close.
+  absl::Status Finalize(const FolderConfig& config) const;
 
  private:
   struct Shard {
@@ -73,27 +84,22 @@ class CheckpointFolder {
   };
 
   CheckpointFolder() = default;
-  // `cancel` may be null.
-  absl::StatusOr<std::string> WriteShard(
-      int64_t index, std::vector<LazyTensor> quantized, const CheckpointReader& reader,
-      const std::function<absl::Status(RecordCheck&)>& check_quantized,
-      const CancellationToken* cancel) const;
   absl::Status CopyOtherFiles() const;
   absl::StatusOr<Json> BuildIndex() const;
-  absl::Status WriteConfig(const std::optional<Json>& quantization_config) const;
+  absl::Status WriteConfig(const FolderConfig& config) const;
 
   ExportPlan plan_;
   std::string folder_;
   std::map<std::string, std::string> metadata_;
   std::vector<Shard> shards_;
-  std::vector<std::vector<RecordLayout>> layouts_;  // by block
+  std::vector<std::vector<PlannedModule>> modules_;  // by block
 };
 
 // The dtype that weights decode to: config.json's, or the embedding's where it names none.
 DType CheckpointDType(const CheckpointInspection& source);
 
-// A borrowed view for RecordCheck; `module.weight` as ValidModules returns it.
-RecordView ViewOf(const RecordLayout& layout, const QuantizedModule& module);
+// A borrowed view for RecordCheck; `weight` as ValidModules returns it.
+RecordView ViewOf(const PlannedModule& module, const AffineQuantizedTensor& weight);
 
 }  // namespace ptq
 

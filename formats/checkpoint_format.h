@@ -8,7 +8,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/cancellation.h"
-#include "formats/checkpoint_exporter.h"
 #include "formats/quantized_checkpoint.h"
 
 namespace ptq {
@@ -23,14 +22,16 @@ class CheckpointFormat {
   // Whether the format can hold a model of these schemes: what can be said before any work is done.
   // kFailedPrecondition naming the module, what stands in the way, and a format that can.
   virtual absl::Status CheckPlan(const ExportPlan& plan) const = 0;
-  // Writes the model into `folder`, which exists and is empty; one block in memory at a time. Every
-  // file is read back by a decoder of its own and compared with the records before its rename, and
-  // the file that makes the folder loadable (config.json) comes last. kFailedPrecondition naming
-  // tensor, field and another format if a record does not fit.
+  // Writes the model into `folder`, which exists and holds no other model; what an interrupted call
+  // left there is written again. One block in memory at a time, and the next. Every file is read
+  // back by a decoder of its own and compared with the records before its rename, and the file that
+  // makes the folder loadable (config.json) comes last. kFailedPrecondition naming tensor, field
+  // and another format if a record does not fit.
   virtual absl::Status Write(const QuantizedCheckpoint& checkpoint, const std::string& folder,
                              const CancellationToken& cancel) const = 0;
   // Reads a folder of this format, ours or another program's. kUnimplemented if this format is only
-  // written; kInvalidArgument, naming file and field, if the folder is not what it says.
+  // written; kInvalidArgument, naming file and field, if the folder is not what it says;
+  // kFailedPrecondition if no record can hold what it says.
   virtual absl::StatusOr<std::unique_ptr<QuantizedCheckpoint>> Open(
       const std::string& folder) const = 0;
 };
@@ -40,6 +41,14 @@ const CheckpointFormat* FindCheckpointFormat(const std::string& name);
 // The format of the files in `folder`, by config.json's quantization_config or by a .gguf file.
 // kInvalidArgument saying what was found otherwise.
 absl::StatusOr<const CheckpointFormat*> DetectCheckpointFormat(const std::string& folder);
+
+// One for each line of the registry in checkpoint_format.cc.
+std::unique_ptr<CheckpointFormat> MakeAffineFormat();
+std::unique_ptr<CheckpointFormat> MakeAutoRoundFormat();
+std::unique_ptr<CheckpointFormat> MakeAwqFormat();
+std::unique_ptr<CheckpointFormat> MakeCompressedTensorsFormat();
+std::unique_ptr<CheckpointFormat> MakeDequantizedFormat();
+std::unique_ptr<CheckpointFormat> MakeGptqFormat();
 
 }  // namespace ptq
 

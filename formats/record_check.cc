@@ -74,19 +74,8 @@ T Load(const char* data, int64_t index) {
   return value;
 }
 
-float LoadFloat(const char* data, int64_t index, DType dtype) {
-  switch (dtype) {
-    case DType::kF16:
-      return HalfToFloat(Load<uint16_t>(data, index));
-    case DType::kBF16:
-      return BFloat16ToFloat(Load<uint16_t>(data, index));
-    default:
-      return Load<float>(data, index);
-  }
-}
-
 float ScaleOf(const RecordView& record, int64_t index) {
-  return LoadFloat(static_cast<const char*>(record.scale), index, record.scale_dtype);
+  return DecodeFloat(static_cast<const char*>(record.scale), index, record.scale_dtype);
 }
 
 float Decode(int code, int zero_point, float scale) {
@@ -110,6 +99,17 @@ std::string At(int64_t row, int64_t column) {
 
 }  // namespace
 
+float DecodeFloat(const char* data, int64_t index, DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return HalfToFloat(Load<uint16_t>(data, index));
+    case DType::kBF16:
+      return BFloat16ToFloat(Load<uint16_t>(data, index));
+    default:
+      return Load<float>(data, index);
+  }
+}
+
 RecordCheck::RecordCheck(ReadableFile file, SafetensorsHeader header)
     : file_(std::move(file)), header_(std::move(header)) {
   for (size_t i = 0; i < header_.tensors.size(); ++i) tensors_[header_.tensors[i].name] = i;
@@ -128,15 +128,13 @@ absl::Status RecordCheck::Wrong(const std::string& name, const std::string& what
 }
 
 absl::StatusOr<TensorInfo> RecordCheck::Find(const std::string& name, DType dtype,
-                                             const std::array<int64_t, 2>& shape) {
+                                             const std::vector<int64_t>& shape) {
   const auto entry = tensors_.find(name);
   if (entry == tensors_.end()) return Wrong(name, "missing");
   seen_.insert(name);
   const TensorInfo& info = header_.tensors[entry->second];
   if (info.dtype != dtype) return Wrong(name, absl::StrCat("dtype ", DTypeName(info.dtype)));
-  if (!std::equal(info.shape.begin(), info.shape.end(), shape.begin(), shape.end())) {
-    return Wrong(name, "another shape");
-  }
+  if (info.shape != shape) return Wrong(name, "another shape");
   return info;
 }
 
@@ -160,7 +158,7 @@ absl::Status RecordCheck::CheckAffine(const RecordView& record, DType dtype) {
 
   // Everything below goes by the file's own description.
   const auto [block_rows, block_columns] = description.block_size;
-  const std::array<int64_t, 2> groups = {record.rows / block_rows, record.columns / block_columns};
+  const std::vector<int64_t> groups = {record.rows / block_rows, record.columns / block_columns};
   const DType scale_dtype =
       description.tensor_class == TorchaoClass::kInt8 ? DType::kF32 : record.scale_dtype;
   const std::string prefix = record.module + "._weight_";
@@ -185,7 +183,7 @@ absl::Status RecordCheck::CheckAffine(const RecordView& record, DType dtype) {
       const int8_t* original = record.codes + row * record.columns;
       for (int64_t group = 0; group < groups[1]; ++group) {
         const int64_t index = row / block_rows * groups[1] + group;
-        const float scale = LoadFloat(scale_bytes.data(), index, scale_dtype);
+        const float scale = DecodeFloat(scale_bytes.data(), index, scale_dtype);
         const int zero = static_cast<int8_t>(zero_bytes[static_cast<size_t>(index)]);
         const int64_t begin = group * block_columns;
         if (!std::isfinite(scale) || scale == 0.0f) {

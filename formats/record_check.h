@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -31,6 +32,9 @@ struct RecordView {
   const int32_t* zero_point = nullptr;  // as scale
 };
 
+// Element `index` of an array of F16, BF16 or F32.
+float DecodeFloat(const char* data, int64_t index, DType dtype);
+
 // One open file. Each Check* returns kDataLoss naming file and tensor at the first difference.
 class RecordCheck {
  public:
@@ -50,15 +54,18 @@ class RecordCheck {
   // Every tensor of the file has been named in a check.
   absl::Status CheckNothingElse() const;
 
- private:
-  RecordCheck(ReadableFile file, SafetensorsHeader header);
-  absl::Status Wrong(const std::string& name, const std::string& what) const;
+  // For checks of other layouts (formats/packed_check.h).
   // Finds a tensor, marks it as seen, and checks dtype and shape.
   absl::StatusOr<TensorInfo> Find(const std::string& name, DType dtype,
-                                  const std::array<int64_t, 2>& shape);
+                                  const std::vector<int64_t>& shape);
   // `bytes` [begin, begin + size) of the tensor; memory that is there already is used again.
   absl::Status ReadPiece(const TensorInfo& info, int64_t begin, int64_t size,
                          std::string& bytes) const;
+  // kDataLoss: the tensor was not written as it should be.
+  absl::Status Wrong(const std::string& name, const std::string& what) const;
+
+ private:
+  RecordCheck(ReadableFile file, SafetensorsHeader header);
 
   ReadableFile file_;
   SafetensorsHeader header_;

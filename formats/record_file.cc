@@ -22,17 +22,22 @@ namespace {
 constexpr int64_t kInt8Min = -128;
 constexpr int64_t kInt8Max = 127;
 
-bool IsInt8Class(const RecordLayout& layout) {
-  return TorchaoClassOf(layout.module.scheme) == TorchaoClass::kInt8;
+// Of the dtypes that scales and weights have.
+at::ScalarType ScalarTypeOf(DType dtype) {
+  return dtype == DType::kF16 ? at::kHalf : dtype == DType::kBF16 ? at::kBFloat16 : at::kFloat;
 }
 
-std::array<int64_t, 2> BlockSize(const RecordLayout& layout) {
-  return BlockSizeOf(layout.module.scheme, layout.module.out_features, layout.module.in_features);
+bool IsInt8Class(const PlannedModule& module) {
+  return TorchaoClassOf(module.scheme) == TorchaoClass::kInt8;
 }
 
-std::array<int64_t, 2> QParamShape(const RecordLayout& layout) {
-  const auto [rows, columns] = BlockSize(layout);
-  return {layout.module.out_features / rows, layout.module.in_features / columns};
+std::array<int64_t, 2> BlockSize(const PlannedModule& module) {
+  return BlockSizeOf(module.scheme, module.out_features, module.in_features);
+}
+
+std::array<int64_t, 2> QParamShape(const PlannedModule& module) {
+  const auto [rows, columns] = BlockSize(module);
+  return {module.out_features / rows, module.in_features / columns};
 }
 
 // {lowest, highest} of an integer tensor that is not empty.
@@ -42,9 +47,9 @@ std::array<int64_t, 2> Range(const at::Tensor& tensor) {
 }
 
 // The first field of `record` that does not fit, as a sentence; empty if all do.
-std::string Misfit(const RecordLayout& layout, const AffineQuantizedTensor& record) {
-  const QuantizationScheme& scheme = layout.module.scheme;
-  const std::array<int64_t, 2> shape = {layout.module.out_features, layout.module.in_features};
+std::string Misfit(const PlannedModule& module, const AffineQuantizedTensor& record) {
+  const QuantizationScheme& scheme = module.scheme;
+  const std::array<int64_t, 2> shape = {module.out_features, module.in_features};
   const auto wrong_shape = [](const at::Tensor& tensor, const std::array<int64_t, 2>& expected) {
     return !tensor.defined() || tensor.sizes() != at::IntArrayRef(expected);
   };
@@ -57,18 +62,19 @@ std::string Misfit(const RecordLayout& layout, const AffineQuantizedTensor& reco
   if (record.quant_min != scheme.quant_min() || record.quant_max != scheme.quant_max()) {
     return absl::StrCat("quant_min, quant_max: ", record.quant_min, ", ", record.quant_max);
   }
-  if (record.block_size != BlockSize(layout)) {
+  if (record.block_size != BlockSize(module)) {
     return absl::StrCat("block_size: ", record.block_size[0], " x ", record.block_size[1]);
   }
   if (wrong_shape(record.int_data, shape) || record.int_data.scalar_type() != at::kChar) {
     return "int_data is not int8 of the weight's shape";
   }
-  if (wrong_shape(record.scale, QParamShape(layout)) ||
-      record.scale.scalar_type() != layout.scale_dtype) {
-    return absl::StrCat("scale has another shape or dtype than ", c10::toString(layout.scale_dtype),
-                        " [", QParamShape(layout)[0], ", ", QParamShape(layout)[1], "]");
+  if (wrong_shape(record.scale, QParamShape(module)) ||
+      record.scale.scalar_type() != ScalarTypeOf(module.scale_dtype)) {
+    return absl::StrCat("scale has another shape or dtype than ",
+                        c10::toString(ScalarTypeOf(module.scale_dtype)), " [",
+                        QParamShape(module)[0], ", ", QParamShape(module)[1], "]");
   }
-  if (wrong_shape(record.zero_point, QParamShape(layout)) ||
+  if (wrong_shape(record.zero_point, QParamShape(module)) ||
       record.zero_point.scalar_type() != at::kInt) {
     return "zero_point is not int32 of the scale's shape";
   }
@@ -113,23 +119,22 @@ class RecordFile {
     return tensor;
   }
 
-  // The metadata's description of `module`'s weight agrees with `layout`.
-  absl::Status CheckDescription(const RecordLayout& layout) const {
-    const std::string name = layout.module.module + ".weight";
+  // The metadata's description of `module`'s weight agrees with what was planned.
+  absl::Status CheckDescription(const PlannedModule& module) const {
+    const std::string name = module.module + ".weight";
     const auto text = header_.metadata.find(name);
     if (text == header_.metadata.end()) return Damaged(name, "no metadata");
     const auto description = ParseTorchaoTensor(text->second);
     if (!description.ok()) return Damaged(name, Message(description.status()));
-    if (description->tensor_class != TorchaoClassOf(layout.module.scheme) ||
-        description->bits != layout.module.scheme.bits ||
-        description->block_size != BlockSize(layout)) {
+    if (description->tensor_class != TorchaoClassOf(module.scheme) ||
+        description->bits != module.scheme.bits || description->block_size != BlockSize(module)) {
       return Damaged(name, "quantized by another scheme than planned");
     }
     return absl::OkStatus();
   }
 
-  absl::Status Damaged(const std::string& name, const std::string& what) const {
-    return absl::DataLossError(absl::StrCat(file_.path(), ": tensor ", name, ": ", what));
+  static absl::Status Damaged(const std::string& name, const std::string& what) {
+    return absl::DataLossError(absl::StrCat("tensor ", name, ": ", what));
   }
 
  private:
@@ -142,70 +147,55 @@ class RecordFile {
   std::map<std::string, size_t> tensors_;
 };
 
-absl::StatusOr<AffineQuantizedTensor> ReadRecord(const RecordFile& file,
-                                                 const RecordLayout& layout) {
-  const std::string& module = layout.module.module;
-  const QuantizationScheme& scheme = layout.module.scheme;
-  PTQ_RETURN_IF_ERROR(file.CheckDescription(layout));
-  const auto name = [&module](const char* data) { return TorchaoTensorName(module, data); };
+}  // namespace
+
+absl::StatusOr<AffineQuantizedTensor> ReadRecord(const PlannedModule& module,
+                                                 const TensorSource& read) {
+  const auto damaged = [](const std::string& tensor, const std::string& what) {
+    return absl::DataLossError(absl::StrCat("tensor ", tensor, ": ", what));
+  };
+  const QuantizationScheme& scheme = module.scheme;
+  const auto name = [&module](const char* data) { return TorchaoTensorName(module.module, data); };
   AffineQuantizedTensor record;
-  PTQ_ASSIGN_OR_RETURN(
-      record.int_data,
-      file.Read(name("qdata"), at::kChar, {layout.module.out_features, layout.module.in_features}));
-  const at::ScalarType stored = IsInt8Class(layout) ? at::kFloat : layout.scale_dtype;
-  PTQ_ASSIGN_OR_RETURN(const at::Tensor scale,
-                       file.Read(name("scale"), stored, QParamShape(layout)));
-  record.scale = scale.to(layout.scale_dtype);
+  PTQ_ASSIGN_OR_RETURN(record.int_data,
+                       read(name("qdata"), at::kChar, {module.out_features, module.in_features}));
+  const at::ScalarType scale_dtype = ScalarTypeOf(module.scale_dtype);
+  const at::ScalarType stored = IsInt8Class(module) ? at::kFloat : scale_dtype;
+  PTQ_ASSIGN_OR_RETURN(const at::Tensor scale, read(name("scale"), stored, QParamShape(module)));
+  record.scale = scale.to(scale_dtype);
   if (!record.scale.to(stored).equal(scale)) {
-    return file.Damaged(name("scale"), "more digits than the record's dtype has");
+    return damaged(name("scale"), "more digits than the record's dtype has");
   }
   PTQ_ASSIGN_OR_RETURN(const at::Tensor zero_point,
-                       file.Read(name("zero_point"), at::kChar, QParamShape(layout)));
+                       read(name("zero_point"), at::kChar, QParamShape(module)));
   record.zero_point = zero_point.to(at::kInt);
-  record.block_size = BlockSize(layout);
+  record.block_size = BlockSize(module);
   record.quant_min = scheme.quant_min();
   record.quant_max = scheme.quant_max();
   record.mapping_type = scheme.symmetric ? MappingType::kSymmetric : MappingType::kAsymmetric;
   record.bits = scheme.bits;
-  record.original_dtype = layout.original_dtype;
-  const std::string misfit = Misfit(layout, record);
-  if (!misfit.empty()) return file.Damaged(module + ".weight", misfit);
+  record.original_dtype = ScalarTypeOf(module.original_dtype);
+  const std::string misfit = Misfit(module, record);
+  if (!misfit.empty()) return damaged(module.module + ".weight", misfit);
   return record;
 }
 
-}  // namespace
-
-absl::StatusOr<RecordLayout> RecordLayoutOf(const PlannedModule& module,
-                                            const CheckpointIndex& source) {
-  const CheckpointTensor* weight = source.Find(module.module + ".weight");
-  if (weight == nullptr) {
-    return absl::NotFoundError(
-        absl::StrCat("tensor ", module.module, ".weight is not in the checkpoint"));
-  }
-  RecordLayout layout;
-  layout.module = module;
-  PTQ_ASSIGN_OR_RETURN(layout.original_dtype, ToScalarType(weight->info.dtype));
-  if (module.scheme.scale_rule == ScaleRule::kTorchao) layout.scale_dtype = layout.original_dtype;
-  return layout;
-}
-
-absl::Status ValidateRecord(const RecordLayout& layout, const AffineQuantizedTensor& record) {
-  return CatchTorchErrors(layout.module.module, [&]() -> absl::Status {
-    const std::string misfit = Misfit(layout, record);
+absl::Status ValidateRecord(const PlannedModule& module, const AffineQuantizedTensor& record) {
+  return CatchTorchErrors(module.module, [&]() -> absl::Status {
+    const std::string misfit = Misfit(module, record);
     if (misfit.empty()) return absl::OkStatus();
     return absl::FailedPreconditionError(
-        absl::StrCat("tensor ", layout.module.module, ".weight can't be written: ", misfit));
+        absl::StrCat("tensor ", module.module, ".weight can't be written: ", misfit));
   });
 }
 
-std::vector<NamedTensor> RecordTensors(const RecordLayout& layout,
+std::vector<NamedTensor> RecordTensors(const PlannedModule& module,
                                        const AffineQuantizedTensor& record) {
-  const std::string& module = layout.module.module;
   at::Tensor scale = record.scale.cpu();
-  if (IsInt8Class(layout)) scale = scale.to(at::kFloat);
-  return {{TorchaoTensorName(module, "qdata"), record.int_data.cpu()},
-          {TorchaoTensorName(module, "scale"), scale},
-          {TorchaoTensorName(module, "zero_point"), record.zero_point.cpu().to(at::kChar)}};
+  if (IsInt8Class(module)) scale = scale.to(at::kFloat);
+  return {{TorchaoTensorName(module.module, "qdata"), record.int_data.cpu()},
+          {TorchaoTensorName(module.module, "scale"), scale},
+          {TorchaoTensorName(module.module, "zero_point"), record.zero_point.cpu().to(at::kChar)}};
 }
 
 std::vector<std::string> RecordTensorNames(const PlannedModule& module) {
@@ -213,16 +203,26 @@ std::vector<std::string> RecordTensorNames(const PlannedModule& module) {
           TorchaoTensorName(module.module, "zero_point")};
 }
 
-absl::StatusOr<std::vector<QuantizedModule>> ReadRecords(const std::string& path,
-                                                         const std::vector<RecordLayout>& layouts) {
+absl::StatusOr<std::vector<QuantizedModule>> ReadRecords(
+    const std::string& path, const std::vector<PlannedModule>& modules) {
   return CatchTorchErrors(path, [&]() -> absl::StatusOr<std::vector<QuantizedModule>> {
     PTQ_ASSIGN_OR_RETURN(const auto file, RecordFile::Open(path));
-    std::vector<QuantizedModule> modules;
-    for (const RecordLayout& layout : layouts) {
-      PTQ_ASSIGN_OR_RETURN(auto weight, ReadRecord(file, layout));
-      modules.push_back({layout.module.module, std::move(weight)});
+    const TensorSource read = [&file](const std::string& name, at::ScalarType dtype,
+                                      const std::array<int64_t, 2>& shape) {
+      return file.Read(name, dtype, shape);
+    };
+    const auto read_module =
+        [&](const PlannedModule& module) -> absl::StatusOr<AffineQuantizedTensor> {
+      PTQ_RETURN_IF_ERROR(file.CheckDescription(module));
+      return ReadRecord(module, read);
+    };
+    std::vector<QuantizedModule> records;
+    for (const PlannedModule& module : modules) {
+      auto weight = read_module(module);
+      if (!weight.ok()) return Annotate(weight.status(), path);
+      records.push_back({module.module, *std::move(weight)});
     }
-    return modules;
+    return records;
   });
 }
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "formats/checkpoint_exporter.h"
+#include "formats/quantized_checkpoint.h"
 
 namespace ptq {
 

@@ -102,6 +102,12 @@ std::string JobFolder::StatePath(const std::string& name) const {
 std::string JobFolder::record_folder() const { return StatePath("records"); }
 std::string JobFolder::fisher_folder() const { return StatePath("fisher"); }
 
+std::vector<std::string> JobFolder::formats() const {
+  std::vector<std::string> names;
+  for (const Json& name : identity_.spec.value("format", Json::array())) names.push_back(name);
+  return names;
+}
+
 absl::StatusOr<std::unique_ptr<JobFolder>> JobFolder::Open(
     const std::string& path, JobIdentity identity, std::function<absl::StatusOr<Json>()> inputs,
     const CancellationToken& cancel) {
@@ -222,8 +228,10 @@ absl::Status JobFolder::OpenFresh() {
 
 absl::Status JobFolder::RemoveTemporaryFiles() {
   static const std::regex kTemporary(R"(.*\.tmp\.[0-9]+\.[0-9]+)");
-  for (const std::string& folder :
-       {path_, JoinPath(path_, kState), record_folder(), fisher_folder()}) {
+  std::vector<std::string> folders = {path_, JoinPath(path_, kState), record_folder(),
+                                      fisher_folder()};
+  for (const std::string& format : formats()) folders.push_back(JoinPath(path_, format));
+  for (const std::string& folder : folders) {
     if (!IsDirectory(folder)) continue;
     PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder));
     for (const std::string& name : names) {
@@ -238,11 +246,15 @@ absl::Status JobFolder::RemoveTemporaryFiles() {
 // report.json or job.json, goes last: a run killed here starts over again.
 absl::Status JobFolder::StartOver() {
   static const std::regex kOurs(
-      R"(model-[0-9]+-of-[0-9]+\.safetensors|model\.safetensors\.index\.json|config\.json|report\.html)");
+      R"(model-[0-9]+-of-[0-9]+\.safetensors|model\.safetensors\.index\.json|config\.json|)"
+      R"(quantize_config\.json|.*\.gguf|report\.html)");
   PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(path_));
   for (const std::string& name : names) {
     if (!std::regex_match(name, kOurs)) continue;
     PTQ_RETURN_IF_ERROR(RemoveFile(JoinPath(path_, name)));
+  }
+  for (const std::string& format : formats()) {
+    PTQ_RETURN_IF_ERROR(RemoveTree(JoinPath(path_, format)));
   }
   // The identity outlives the report, so that the folder is ours at any moment.
   const std::string report_path = JoinPath(path_, kReport);

@@ -5,7 +5,8 @@
 //   job.json           the job's identity (spec and input digests) and the environment of its
 //                      numbers
 //   block-00000.json   block 0 is finished: its shard's name and SHA-256, its part of the report
-//   records/           the records of formats whose shards do not hold them
+//   records/           the blocks' records, unless the affine format is asked for, whose shards
+//                      they are then
 //   memory.json        the micro-batches of the job, which a resumed run keeps
 //   fisher/            the Fisher metrics that blocks are tuned by
 // In a fresh folder the input digests come later than the first shards: until they are known,
@@ -59,6 +60,8 @@ class JobFolder {
   const std::string& path() const { return path_; }
   std::string record_folder() const;
   std::string fisher_folder() const;
+  // Of the output formats, as the spec names them.
+  std::vector<std::string> formats() const;
   const std::vector<std::string>& warnings() const { return warnings_; }
 
   // report.json of a run that finished, all its outputs verified by digest; else nothing.
@@ -79,7 +82,8 @@ class JobFolder {
   const Json& memory() const { return memory_; }
   absl::Status SetMemory(const Json& memory);
 
-  // Identify, then appends block `finished_blocks().size()`, whose shard is on the disk already.
+  // Identify, then appends block `finished_blocks().size()`, whose shard, a path within the folder,
+  // is on the disk already.
   absl::Status FinishBlock(const std::string& shard, const std::string& sha256, const Json& result);
   // Forgets blocks `first` and later: their records are damaged.
   absl::Status DropBlocksFrom(int64_t first);

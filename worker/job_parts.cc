@@ -46,15 +46,4 @@ InputStatistics NeededStatistics(const JobSpec& spec) {
 
 bool NeedsTargets(const JobSpec& spec) { return spec.algorithm == Algorithm::kAutoRound; }
 
-absl::StatusOr<std::unique_ptr<CheckpointExporter>> MakeExporter(const JobPlan& plan,
-                                                                 const JobFolder& folder) {
-  switch (plan.spec.format) {
-    case OutputFormat::kAffine:
-      return MakeAffineExporter(plan.MakeExportPlan(), folder.path());
-    case OutputFormat::kDequantized:
-      return MakeDequantizedExporter(plan.MakeExportPlan(), folder.path(), folder.record_folder());
-  }
-  return absl::InternalError("no exporter for this format");
-}
-
 }  // namespace ptq

@@ -1,15 +1,12 @@
-// What a job's algorithm and format stand for: the one place beside the spec that names them all.
+// What a job's algorithm stands for: the one place beside the spec that names them all.
 #ifndef PTQ_WORKER_JOB_PARTS_H_
 #define PTQ_WORKER_JOB_PARTS_H_
 
 #include <functional>
 #include <memory>
 
-#include "absl/status/statusor.h"
 #include "algorithms/block_quantizer.h"
-#include "formats/checkpoint_exporter.h"
 #include "observers/observed_block.h"
-#include "worker/job_folder.h"
 #include "worker/job_plan.h"
 #include "worker/memory_plan.h"
 
@@ -25,9 +22,6 @@ std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan,
 InputStatistics NeededStatistics(const JobSpec& spec);
 // Whether blocks are tuned towards their full-precision outputs.
 bool NeedsTargets(const JobSpec& spec);
-
-absl::StatusOr<std::unique_ptr<CheckpointExporter>> MakeExporter(const JobPlan& plan,
-                                                                 const JobFolder& folder);
 
 }  // namespace ptq
 

@@ -7,6 +7,7 @@
 #include "common/file.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
+#include "formats/checkpoint_format.h"
 #include "worker/device.h"
 
 namespace ptq {
@@ -63,10 +64,12 @@ ExportPlan JobPlan::MakeExportPlan() const {
   ExportPlan plan;
   plan.source = inspection;
   plan.default_scheme = spec.DefaultScheme();
+  const DType original = FromScalarType(stored_dtype);
   for (const EffectiveScheme& scheme : schemes) {
     if (scheme.scheme) {
-      plan.modules.push_back(
-          {scheme.module, scheme.out_features, scheme.in_features, *scheme.scheme});
+      plan.modules.push_back({scheme.module, scheme.out_features, scheme.in_features,
+                              *scheme.scheme, original,
+                              ScaleDTypeOf(scheme.scheme->scale_rule, original)});
     } else {
       plan.skipped.push_back(scheme.module);
     }
@@ -142,6 +145,11 @@ absl::StatusOr<JobPlan> PlanJob(const JobSpec& spec) {
   const ModelConfig& config = plan.inspection.config;
   PTQ_ASSIGN_OR_RETURN(plan.schemes, ResolveSchemes(spec, BuildTensorTable(config)));
   PTQ_ASSIGN_OR_RETURN(plan.stored_dtype, LinearDtype(plan.inspection, plan.schemes));
+  for (const std::string& name : spec.format) {
+    const CheckpointFormat* format = FindCheckpointFormat(name);
+    if (format == nullptr) return absl::InternalError("there is no format " + name);
+    PTQ_RETURN_IF_ERROR(format->CheckPlan(plan.MakeExportPlan()));
+  }
   PTQ_ASSIGN_OR_RETURN(plan.compute.device, SelectDevice(spec.device));
   plan.compute.dtype = ChooseComputeDtype(plan.compute.device, plan.stored_dtype);
   PTQ_ASSIGN_OR_RETURN(plan.tuning_precision,

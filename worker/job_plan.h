@@ -10,8 +10,8 @@
 
 #include "absl/status/statusor.h"
 #include "algorithms/auto_round/auto_round.h"
-#include "formats/checkpoint_exporter.h"
 #include "formats/headers/inspect.h"
+#include "formats/quantized_checkpoint.h"
 #include "models/decoder_model.h"
 #include "worker/spec/job_spec.h"
 #include "worker/spec/scheme_rules.h"

@@ -1,4 +1,4 @@
-// ptq-worker: the numeric engine. One job in one process.
+// ptq-worker: the numeric engine. One job or conversion in one process.
 #include <malloc.h>
 #include <unistd.h>
 
@@ -8,12 +8,17 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "common/cancellation.h"
 #include "common/logging.h"
+#include "common/status_util.h"
+#include "worker/convert.h"
 #include "worker/device.h"
 #include "worker/engine_version.h"
 #include "worker/event_writer.h"
 #include "worker/run_job.h"
+#include "worker/spec/job_spec.h"
 #include "worker/stop_signals.h"
 
 namespace {
@@ -41,7 +46,8 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("ptq-worker ") + ptq::EngineVersion());
   app.require_subcommand(1);
   app.footer(
-      "Exit status: 0 done, 1 the job failed, 2 the spec or what it names can't be used,\n"
+      "Exit status: 0 done, 1 the job failed, 2 the spec or what it names can't be used (or no\n"
+      "format that was asked for can hold the model),\n"
       "143 stopped by SIGTERM or SIGINT: the same command continues after the last finished "
       "block.");
   ptq::RunOptions options;
@@ -57,8 +63,30 @@ int main(int argc, char** argv) {
   run->add_option("--cache-dir", options.cache_dir,
                   "Folder in which evaluations of original models are kept between jobs");
   run->add_flag("--verbose", verbose, "Log more");
+  ptq::ConvertOptions conversion;
+  std::string formats;
+  CLI::App* convert = app.add_subcommand(
+      "convert", "Write a quantized model in other formats; nothing is quantized again");
+  convert
+      ->add_option("--from", conversion.from,
+                   "Folder of a quantized model, of whatever program: affine (torchao), "
+                   "compressed-tensors, gptq, awq or auto-round")
+      ->required();
+  convert
+      ->add_option("--format", formats,
+                   "One or several with commas, each of which then gets a folder of its name: " +
+                       absl::StrJoin(ptq::kOutputFormatNames, ", "))
+      ->required();
+  convert->add_option("--output", conversion.output, "Folder of the result: absent or empty")
+      ->required();
+  convert->add_flag("--verbose", verbose, "Log more");
   try {
     app.parse(argc, argv);
+    if (convert->parsed()) {
+      auto parsed = ptq::ParseOutputFormats(absl::StrSplit(formats, ','));
+      if (!parsed.ok()) throw CLI::ValidationError("--format", ptq::Message(parsed.status()));
+      conversion.formats = *std::move(parsed);
+    }
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? ptq::kExitDone : ptq::kExitBadSpec;
   }
@@ -75,5 +103,6 @@ int main(int argc, char** argv) {
     events.TryWrite(std::move(event));
   });
   ptq::UseDeterministicAlgorithms();
-  return ptq::RunJob(options, events, cancel);
+  return convert->parsed() ? ptq::RunConvert(conversion, events, cancel)
+                           : ptq::RunJob(options, events, cancel);
 }

@@ -26,6 +26,7 @@
 #include "worker/device.h"
 #include "worker/engine_version.h"
 #include "worker/evaluation.h"
+#include "worker/export_formats.h"
 #include "worker/process_memory.h"
 #include "worker/report_html.h"
 
@@ -82,6 +83,22 @@ int64_t BlocksInWriting(const JobPlan& plan) {
   return std::clamp<int64_t>(kBytes / block, 2, 4);
 }
 
+// The job's records beside the original checkpoint: what formats are written from.
+class JobCheckpoint final : public QuantizedCheckpoint {
+ public:
+  JobCheckpoint(const RecordFolder& records, const CheckpointReader& original)
+      : records_(records), original_(original) {}
+  const ExportPlan& plan() const override { return records_.plan(); }
+  const CheckpointReader& plain() const override { return original_; }
+  absl::StatusOr<std::vector<QuantizedModule>> ReadBlock(int64_t block) const override {
+    return records_.ReadBlock(block);
+  }
+
+ private:
+  const RecordFolder& records_;
+  const CheckpointReader& original_;
+};
+
 std::string ModelDigest(const Json& inputs) { return Sha256Hex(DumpJson(inputs["model"])); }
 
 // Everything that the original model's hidden states depend on.
@@ -126,7 +143,7 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   Stopwatch phase;
   events_.Phase("export", 0);
   PTQ_RETURN_IF_ERROR(outer_writing_.Wait());
-  PTQ_RETURN_IF_ERROR(CatchTorchErrors("export", [&] { return exporter_->Finalize(); }));
+  PTQ_RETURN_IF_ERROR(CatchTorchErrors("export", [&] { return WriteFormats(); }));
   ReleaseFreeHeap();
   PTQ_ASSIGN_OR_RETURN(const std::vector<FileDigest> outputs, DigestOutputs());
   export_seconds_ += phase.Lap();
@@ -170,7 +187,7 @@ absl::Status Pipeline::Load() {
   PTQ_RETURN_IF_ERROR(PlanJobMemory());
   loader_ = std::make_unique<BlockLoader>(*model_, LoaderOptions(plan_.compute, memory_));
   quantizer_ = make_quantizer_(plan_, memory_.micro_batches);
-  PTQ_ASSIGN_OR_RETURN(exporter_, MakeExporter(plan_, folder_));
+  PTQ_RETURN_IF_ERROR(OpenRecords());
   staging_ = std::make_unique<HostStaging>(BlocksInWriting(plan_));
   writing_ = std::make_unique<WriteBehind>(BlocksInWriting(plan_));
   // Before the first block, so that unusable text does not fail a job after hours of work.
@@ -364,10 +381,12 @@ absl::Status Pipeline::Identify() {
 }
 
 absl::Status Pipeline::QuantizeBlocks() {
-  PTQ_RETURN_IF_ERROR(outer_writing_.Start([this]() -> absl::Status {
-    PTQ_ASSIGN_OR_RETURN(outer_digests_, exporter_->WriteOuterShards(*reader_, cancel_));
-    return absl::OkStatus();
-  }));
+  if (IsAffineAskedFor()) {
+    PTQ_RETURN_IF_ERROR(outer_writing_.Start([this]() -> absl::Status {
+      PTQ_ASSIGN_OR_RETURN(outer_digests_, records_->WriteOuterShards(*reader_, cancel_));
+      return absl::OkStatus();
+    }));
+  }
   // By an earlier run, or by this one before the device's memory ran out. Those of this one follow
   // all of them: nothing is written while blocks are replayed or dropped.
   auto finished = static_cast<int64_t>(folder_.finished_blocks().size());
@@ -425,7 +444,7 @@ int64_t Pipeline::BlockAfter(int64_t index) const {
 
 absl::Status Pipeline::ReplayBlock(int64_t index) {
   // The records are read even where no chain needs them: evaluation will.
-  PTQ_ASSIGN_OR_RETURN(const std::vector<QuantizedModule> records, exporter_->ReadBlock(index));
+  PTQ_ASSIGN_OR_RETURN(const std::vector<QuantizedModule> records, records_->ReadBlock(index));
   if (observer_ == nullptr) return absl::OkStatus();
   events_.Phase("observe",
                 static_cast<double>(index) / static_cast<double>(folder_.finished_blocks().size()));
@@ -540,13 +559,15 @@ absl::Status Pipeline::WriteBlock(int64_t index, BlockResult result,
   return writing_->Start(
       [this, index, written, modules = std::move(modules)]() -> absl::Status {
         const Stopwatch writing;
-        PTQ_ASSIGN_OR_RETURN(written->sha256, exporter_->WriteBlock(index, modules, *reader_));
+        PTQ_ASSIGN_OR_RETURN(written->sha256,
+                             records_->WriteBlock(index, modules, *reader_, cancel_));
         written->result.write_seconds = writing.Seconds();
         return absl::OkStatus();
       },
       [this, index, written, event = std::move(event)]() mutable -> absl::Status {
         PTQ_RETURN_IF_ERROR(inputs_.Wait().status());
-        PTQ_RETURN_IF_ERROR(folder_.FinishBlock(exporter_->ShardName(index + 1), written->sha256,
+        PTQ_RETURN_IF_ERROR(folder_.FinishBlock(RecordPath(records_->FileName(index)),
+                                                written->sha256,
                                                 BlockResultToJson(written->result)));
         events_.Write(std::move(event));
         return absl::OkStatus();
@@ -607,22 +628,51 @@ absl::StatusOr<Json> Pipeline::EvaluateResult() {
   return EvaluationToJson(result);
 }
 
+bool Pipeline::IsAffineAskedFor() const {
+  const std::vector<std::string>& formats = plan_.spec.format;
+  return std::find(formats.begin(), formats.end(), "affine") != formats.end();
+}
+
+absl::Status Pipeline::OpenRecords() {
+  const std::vector<std::string>& formats = plan_.spec.format;
+  const bool affine = IsAffineAskedFor();
+  const std::string folder =
+      affine ? FormatFolder(folder_.path(), formats, "affine") : folder_.record_folder();
+  records_path_ = folder == folder_.path() ? "" : folder.substr(folder_.path().size() + 1);
+  PTQ_RETURN_IF_ERROR(MakeDirectories(folder));
+  PTQ_ASSIGN_OR_RETURN(records_, RecordFolder::Create(plan_.MakeExportPlan(), folder,
+                                                      affine ? RecordFolder::Kind::kAffineShards
+                                                             : RecordFolder::Kind::kRecords));
+  return absl::OkStatus();
+}
+
+std::string Pipeline::RecordPath(const std::string& name) const {
+  return records_path_.empty() ? name : JoinPath(records_path_, name);
+}
+
+absl::Status Pipeline::WriteFormats() {
+  const JobCheckpoint checkpoint(*records_, *reader_);
+  std::vector<std::string> present;
+  if (IsAffineAskedFor()) {
+    PTQ_RETURN_IF_ERROR(records_->Finalize());
+    present = {"affine"};
+  }
+  return ExportFormats(checkpoint, plan_.spec.format, present, folder_.path(), cancel_,
+                       [this](double fraction) { events_.Phase("export", fraction); });
+}
+
 absl::StatusOr<std::vector<FileDigest>> Pipeline::DigestOutputs() {
-  PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(folder_.path()));
-  std::map<std::string, std::string> shards = {
-      // Their digests are known.
-      {exporter_->ShardName(0), outer_digests_[0]},
-      {exporter_->ShardName(exporter_->shard_count() - 1), outer_digests_[1]}};
+  PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListResultFiles(folder_.path()));
+  std::map<std::string, std::string> shards;  // whose digests are known
+  for (const auto& [name, digest] : outer_digests_) shards[RecordPath(name)] = digest;
   for (size_t i = 0; i < folder_.shard_digests().size(); ++i) {
-    shards[exporter_->ShardName(static_cast<int64_t>(i) + 1)] = folder_.shard_digests()[i];
+    shards[RecordPath(records_->FileName(static_cast<int64_t>(i)))] = folder_.shard_digests()[i];
   }
   std::vector<FileDigest> files;
   for (const std::string& name : names) {
-    const std::string path = JoinPath(folder_.path(), name);
-    if (IsDirectory(path) || name == "report.json" || name == "report.html") continue;
     const auto shard = shards.find(name);
     if (shard != shards.end()) {
-      PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(path));
+      PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(JoinPath(folder_.path(), name)));
       files.push_back({name, file.size(), shard->second});
       continue;
     }
@@ -650,7 +700,7 @@ at::Tensor Pipeline::EffectiveWeight(const AffineQuantizedTensor& record) const 
 
 absl::StatusOr<std::vector<at::Tensor>> Pipeline::ReadWeights(int64_t index,
                                                               const DecoderBlock& block) const {
-  PTQ_ASSIGN_OR_RETURN(const std::vector<QuantizedModule> records, exporter_->ReadBlock(index));
+  PTQ_ASSIGN_OR_RETURN(const std::vector<QuantizedModule> records, records_->ReadBlock(index));
   std::vector<at::Tensor> weights(block.linears().size());
   for (const QuantizedModule& record : records) {
     const auto linear = std::find_if(block.linears().begin(), block.linears().end(),

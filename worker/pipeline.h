@@ -15,8 +15,8 @@
 #include "absl/status/statusor.h"
 #include "algorithms/block_quantizer.h"
 #include "common/cancellation.h"
-#include "formats/checkpoint_exporter.h"
 #include "formats/checkpoint_reader.h"
+#include "formats/record_folder.h"
 #include "formats/token_dataset.h"
 #include "models/block_loader.h"
 #include "models/decoder_model.h"
@@ -95,6 +95,14 @@ class Pipeline {
                                                            const std::vector<at::Tensor>& weights);
   // Gives `observed` its metric; one that is damaged is computed again.
   absl::Status ReadFisher(int64_t index, ObservedBlock& observed);
+  // Whether the records are the shards of an output format.
+  bool IsAffineAskedFor() const;
+  // The records' folder, where they are kept.
+  absl::Status OpenRecords();
+  // The path of a file of the records' folder, within the job's.
+  std::string RecordPath(const std::string& name) const;
+  // Every output format out of the records.
+  absl::Status WriteFormats();
   absl::StatusOr<Json> EvaluateResult();
   absl::StatusOr<std::vector<FileDigest>> DigestOutputs();
   std::vector<std::optional<QuantizationScheme>> SchemesOf(const DecoderBlock& block) const;
@@ -118,7 +126,8 @@ class Pipeline {
   int halvings_ = 0;                  // on its account
   std::vector<std::string> lowered_;  // a sentence for each halving of this job
   std::unique_ptr<BlockLoader> loader_;
-  std::unique_ptr<CheckpointExporter> exporter_;
+  std::unique_ptr<RecordFolder> records_;
+  std::string records_path_;  // of their folder, within the job's; "": it is the job's
   std::unique_ptr<BlockQuantizer> quantizer_;
   std::unique_ptr<BlockInputObserver> observer_;  // none without calibration data
   at::Tensor calibration_windows_;                // likewise; the held-out ones last
@@ -135,8 +144,8 @@ class Pipeline {
   double earlier_fisher_seconds_ = 0;  // of an earlier run
   double export_seconds_ = 0;
   double evaluate_seconds_ = 0;
-  std::array<std::string, 2> outer_digests_;
-  // The last members: what they work with, `exporter_`, `folder_` and `reader_`, outlives them.
+  std::array<std::pair<std::string, std::string>, 2> outer_digests_;  // with the shards' names
+  // The last members: what they work with, `records_`, `folder_` and `reader_`, outlives them.
   std::unique_ptr<HostStaging> staging_;
   WriteBehind outer_writing_;             // the shards beside the blocks
   std::unique_ptr<WriteBehind> writing_;  // the blocks

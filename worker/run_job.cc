@@ -54,22 +54,6 @@ absl::Status BlameFailedGpu(const absl::Status& status) {
       "in the machine's kernel log and at nvidia-smi, or choose another GPU");
 }
 
-// Errors that the user repairs in the spec, as opposed to faults of the machine.
-bool IsRefusal(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kNotFound:
-    case absl::StatusCode::kAlreadyExists:
-    case absl::StatusCode::kPermissionDenied:
-    case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kUnimplemented:
-    case absl::StatusCode::kOutOfRange:
-      return true;
-    default:
-      return false;
-  }
-}
-
 absl::StatusOr<JobSpec> ReadSpec(const RunOptions& options) {
   PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(options.spec_path));
   absl::StatusOr<JobSpec> spec = ParseJobSpec(text);
@@ -151,10 +135,23 @@ absl::StatusOr<std::string> JobRun::RunPlan(const JobPlan& plan, InputDigests& i
 
 }  // namespace
 
-int RunJob(const RunOptions& options, EventWriter& events, const CancellationToken& cancel) {
-  JobRun run(options, events, cancel);
-  const absl::StatusOr<std::string> digest =
-      CatchTorchErrors("the worker", [&] { return run.Run(); });
+bool IsRefusal(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kAlreadyExists:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kUnimplemented:
+    case absl::StatusCode::kOutOfRange:
+      return true;
+    default:
+      return false;
+  }
+}
+
+int FinishRun(const absl::StatusOr<std::string>& digest, bool refused, EventWriter& events,
+              const CancellationToken& cancel) {
   JobEvent event;
   if (digest.ok()) {
     event.type = JobEvent::Type::kSucceeded;
@@ -170,13 +167,19 @@ int RunJob(const RunOptions& options, EventWriter& events, const CancellationTok
     events.Write(std::move(event));
     return kStoppedExitStatus;
   }
-  const absl::Status failure = BlameFailedGpu(digest.status());
   event.type = JobEvent::Type::kFailed;
-  event.code = failure.code();
-  event.message = Sentence(failure);
+  event.code = digest.status().code();
+  event.message = Sentence(digest.status());
   PTQ_LOG(Error) << event.message;
   events.Write(std::move(event));
-  return run.preparing() && IsRefusal(failure) ? kExitBadSpec : kExitFailed;
+  return refused ? kExitBadSpec : kExitFailed;
+}
+
+int RunJob(const RunOptions& options, EventWriter& events, const CancellationToken& cancel) {
+  JobRun run(options, events, cancel);
+  absl::StatusOr<std::string> digest = CatchTorchErrors("the worker", [&] { return run.Run(); });
+  if (!digest.ok() && !cancel.IsCancelled()) digest = BlameFailedGpu(digest.status());
+  return FinishRun(digest, run.preparing() && IsRefusal(digest.status()), events, cancel);
 }
 
 }  // namespace ptq

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "common/cancellation.h"
 #include "worker/event_writer.h"
 
@@ -24,6 +25,14 @@ inline constexpr int kExitBadSpec = 2;
 // last event is succeeded, failed or cancelled. kExitBadSpec: the spec, what it names, or the
 // output folder can't be used. Nothing was made of the weights then.
 int RunJob(const RunOptions& options, EventWriter& events, const CancellationToken& cancel);
+
+// Errors that the user repairs, as opposed to faults of the machine.
+bool IsRefusal(const absl::Status& status);
+
+// The last event of a run that gave a result's digest or an error, its sentence on standard error,
+// and the exit status: kExitBadSpec for an error that is `refused`.
+int FinishRun(const absl::StatusOr<std::string>& digest, bool refused, EventWriter& events,
+              const CancellationToken& cancel);
 
 }  // namespace ptq
 

@@ -35,7 +35,7 @@ constexpr std::pair<const char*, const char*> kFieldPaths[] = {
     {"low_memory", "spec.resources.low_memory"},
     {"evaluation_window", "spec.evaluation.window"},
     {"evaluation_samples", "spec.evaluation.samples"},
-    {"format", "spec.output_format"},
+    {"format", "spec.output_formats"},
     {"rule", "spec.rules"},
 };
 
@@ -130,10 +130,10 @@ absl::StatusOr<JobSpec> ToJobSpec(const v1::QuantizationSpec& spec) {
   if (spec.scheme().has_group_size()) result.group_size = spec.scheme().group_size();
   result.asymmetric = spec.scheme().asymmetric();
   for (const v1::ModuleRule& rule : spec.rules()) result.rule.push_back(RuleText(rule));
-  if (!spec.output_format().empty()) {
-    auto format = ParseOutputFormat(spec.output_format());
-    if (!format.ok()) return InvalidField("spec.output_format", Message(format.status()));
-    result.format = *format;
+  if (spec.output_formats_size() > 0) {
+    auto formats = ParseOutputFormats({spec.output_formats().begin(), spec.output_formats().end()});
+    if (!formats.ok()) return InvalidField("spec.output_formats", Message(formats.status()));
+    result.format = *std::move(formats);
   }
   if (spec.has_seed()) result.seed = spec.seed();
   if (!spec.resources().device().empty()) {

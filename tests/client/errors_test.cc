@@ -147,7 +147,7 @@ INSTANTIATE_TEST_SUITE_P(
                       FieldCase{"spec.auto_round.tuning_precision", "--tuning-precision"},
                       FieldCase{"tuning_precision", "--tuning-precision"},
                       FieldCase{"spec.resources.low_memory", "--low-memory"},
-                      FieldCase{"spec.output_format", "--format"},
+                      FieldCase{"spec.output_formats", "--format"},
                       FieldCase{"labels[team]", "--label"}, FieldCase{"request_id", "--request-id"},
                       FieldCase{"source.manifest.model", ""}, FieldCase{"parent", ""}));
 

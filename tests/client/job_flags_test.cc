@@ -19,6 +19,7 @@ namespace {
 
 using ::ptq::testing::IsOk;
 using ::ptq::testing::StatusIs;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -54,7 +55,7 @@ TEST(JobFlagsTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(spec.scheme().bits(), 4);
   EXPECT_EQ(spec.scheme().group_size(), 128);
   EXPECT_FALSE(spec.scheme().asymmetric());
-  EXPECT_EQ(spec.output_format(), "affine");
+  EXPECT_THAT(spec.output_formats(), ElementsAre("affine"));
   EXPECT_EQ(spec.seed(), 42u);
   EXPECT_EQ(spec.resources().device(), "auto");
   EXPECT_EQ(spec.resources().low_memory(), "auto");
@@ -134,7 +135,9 @@ INSTANTIATE_TEST_SUITE_P(
         FlagCase{{"--evaluation-samples", "0"},
                  [](R& r) { r.mutable_spec()->mutable_evaluation()->set_samples(0); }},
         FlagCase{{"--format", "dequantized"},
-                 [](R& r) { r.mutable_spec()->set_output_format("dequantized"); }},
+                 [](R& r) { r.mutable_spec()->set_output_formats(0, "dequantized"); }},
+        FlagCase{{"--format", "gptq,affine"},
+                 [](R& r) { r.mutable_spec()->add_output_formats("gptq"); }},
         FlagCase{{"--rule", ".*k:v_proj:bits=8,group_size=32,symmetric=false", "--rule", "x:skip"},
                  [](R& r) {
                    v1::ModuleRule* rule = r.mutable_spec()->add_rules();

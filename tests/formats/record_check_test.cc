@@ -25,9 +25,8 @@ class RecordCheckTest : public ::testing::Test {
     path_ = ::testing::TempDir() + "/record_check_" +
             ::testing::UnitTest::GetInstance()->current_test_info()->name();
     at::manual_seed(3);
-    layout_.module = {"m", 6, 8, {.bits = 4, .group_size = 4, .symmetric = false}};
-    layout_.original_dtype = at::kBFloat16;
-    record_ = testing::RandomRecord(layout_.module.scheme, 6, 8);
+    module_ = {"m", 6, 8, {.bits = 4, .group_size = 4, .symmetric = false}, DType::kBF16};
+    record_ = testing::RandomRecord(module_.scheme, 6, 8);
   }
 
   RecordView View() const {
@@ -43,8 +42,7 @@ class RecordCheckTest : public ::testing::Test {
   }
   // Writes `tensors` beside the record's metadata and checks them against the record.
   absl::Status CheckAffine(std::vector<NamedTensor> tensors) {
-    const PlannedModule& module = layout_.module;
-    const auto metadata = TorchaoMetadata({{"m.weight", true, module.scheme, 6, 8}}, DType::kBF16,
+    const auto metadata = TorchaoMetadata({{"m.weight", true, module_.scheme, 6, 8}}, DType::kBF16,
                                           ScaleRule::kFullRange);
     return WriteSafetensors(path_, std::move(tensors), metadata,
                             [this](const std::string& path) -> absl::Status {
@@ -64,12 +62,12 @@ class RecordCheckTest : public ::testing::Test {
   }
 
   std::string path_;
-  RecordLayout layout_;
+  PlannedModule module_;
   AffineQuantizedTensor record_;
 };
 
 TEST_F(RecordCheckTest, PassesWhatTheWriterMade) {
-  EXPECT_THAT(CheckAffine(RecordTensors(layout_, record_)), IsOk());
+  EXPECT_THAT(CheckAffine(RecordTensors(module_, record_)), IsOk());
 }
 
 TEST_F(RecordCheckTest, NoticesOneChangedCode) {
@@ -77,12 +75,12 @@ TEST_F(RecordCheckTest, NoticesOneChangedCode) {
   other.int_data = record_.int_data.clone();
   int8_t& code = other.int_data.mutable_data_ptr<int8_t>()[29];
   code = code == 0 ? 1 : 0;
-  EXPECT_THAT(CheckAffine(RecordTensors(layout_, other)), StatusIs(kDataLoss, HasSubstr("[3, 5]")));
+  EXPECT_THAT(CheckAffine(RecordTensors(module_, other)), StatusIs(kDataLoss, HasSubstr("[3, 5]")));
 }
 
 TEST_F(RecordCheckTest, NoticesACodeOutOfRange) {
   record_.int_data.mutable_data_ptr<int8_t>()[0] = 8;
-  EXPECT_THAT(CheckAffine(RecordTensors(layout_, record_)),
+  EXPECT_THAT(CheckAffine(RecordTensors(module_, record_)),
               StatusIs(kDataLoss, HasSubstr("code 8")));
 }
 
@@ -90,23 +88,23 @@ TEST_F(RecordCheckTest, NoticesOneChangedScaleAndZeroPoint) {
   AffineQuantizedTensor other = record_;
   other.scale = record_.scale.clone();
   other.scale.mutable_data_ptr<at::Half>()[11].x ^= 1;
-  EXPECT_THAT(CheckAffine(RecordTensors(layout_, other)), StatusIs(kDataLoss, HasSubstr("[5, ")));
+  EXPECT_THAT(CheckAffine(RecordTensors(module_, other)), StatusIs(kDataLoss, HasSubstr("[5, ")));
   other = record_;
   other.zero_point = record_.zero_point.bitwise_xor(1);
-  EXPECT_THAT(CheckAffine(RecordTensors(layout_, other)), StatusIs(kDataLoss, HasSubstr("[0, 0]")));
+  EXPECT_THAT(CheckAffine(RecordTensors(module_, other)), StatusIs(kDataLoss, HasSubstr("[0, 0]")));
 }
 
 TEST_F(RecordCheckTest, NoticesScalesThatAreZeroOrInfinite) {
   record_.scale.mutable_data_ptr<at::Half>()[0].x = 0;
-  EXPECT_THAT(CheckAffine(RecordTensors(layout_, record_)),
+  EXPECT_THAT(CheckAffine(RecordTensors(module_, record_)),
               StatusIs(kDataLoss, HasSubstr("0 or not finite")));
   record_.scale.mutable_data_ptr<at::Half>()[0].x = 0x7C00;
-  EXPECT_THAT(CheckAffine(RecordTensors(layout_, record_)),
+  EXPECT_THAT(CheckAffine(RecordTensors(module_, record_)),
               StatusIs(kDataLoss, HasSubstr("0 or not finite")));
 }
 
 TEST_F(RecordCheckTest, NoticesMissingAndForeignTensors) {
-  auto tensors = RecordTensors(layout_, record_);
+  auto tensors = RecordTensors(module_, record_);
   tensors.push_back({"stray", at::zeros({1})});
   EXPECT_THAT(CheckAffine(tensors), StatusIs(kDataLoss, HasSubstr("stray")));
   tensors.resize(2);

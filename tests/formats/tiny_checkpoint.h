@@ -3,6 +3,7 @@
 #define PTQ_TESTS_FORMATS_TINY_CHECKPOINT_H_
 
 #include <ATen/ATen.h>
+#include <gtest/gtest.h>
 
 #include <string>
 #include <utility>
@@ -13,9 +14,9 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/status_macros.h"
-#include "formats/checkpoint_exporter.h"
 #include "formats/headers/inspect.h"
 #include "formats/headers/tensor_table.h"
+#include "formats/quantized_checkpoint.h"
 #include "formats/safetensors_writer.h"
 
 namespace ptq::testing {
@@ -88,7 +89,9 @@ inline ExportPlan PlanFor(CheckpointInspection source, const QuantizationScheme&
   for (const TableTensor& tensor : BuildTensorTable(source.config)) {
     if (tensor.role != TensorRole::kLinearWeight) continue;
     if (std::find(skipped.begin(), skipped.end(), tensor.module) != skipped.end()) continue;
-    plan.modules.push_back({tensor.module, tensor.shape[0], tensor.shape[1], scheme});
+    const DType original = source.index.Find(tensor.name)->info.dtype;
+    plan.modules.push_back({tensor.module, tensor.shape[0], tensor.shape[1], scheme, original,
+                            ScaleDTypeOf(scheme.scale_rule, original)});
   }
   plan.source = std::move(source);
   plan.skipped = skipped;
@@ -106,6 +109,21 @@ inline std::vector<QuantizedModule> RandomBlock(const ExportPlan& plan, int64_t 
                                                    module.in_features, original_dtype)});
   }
   return modules;
+}
+
+inline void ExpectSameRecord(const AffineQuantizedTensor& a, const AffineQuantizedTensor& b) {
+  EXPECT_TRUE(a.int_data.equal(b.int_data));
+  EXPECT_EQ(a.scale.scalar_type(), b.scale.scalar_type());
+  EXPECT_TRUE(a.scale.equal(b.scale));
+  EXPECT_EQ(a.zero_point.scalar_type(), b.zero_point.scalar_type());
+  EXPECT_TRUE(a.zero_point.equal(b.zero_point));
+  EXPECT_EQ(a.block_size, b.block_size);
+  EXPECT_EQ(a.quant_min, b.quant_min);
+  EXPECT_EQ(a.quant_max, b.quant_max);
+  EXPECT_EQ(a.zero_point_domain, b.zero_point_domain);
+  EXPECT_EQ(a.mapping_type, b.mapping_type);
+  EXPECT_EQ(a.bits, b.bits);
+  EXPECT_EQ(a.original_dtype, b.original_dtype);
 }
 
 }  // namespace ptq::testing

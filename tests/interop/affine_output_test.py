@@ -75,10 +75,8 @@ def output(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     default, modules, tied, dtype, shards = CASES[request.param]
     make_model(root / "source", tied, dtype, shards)
-    for name in ("affine", "dequantized"):
-        (root / name).mkdir()
-    spec = {name: str(root / name) for name in ("affine", "dequantized", "records")}
-    spec |= {"model": str(root / "source"), "default": default, "modules": modules}
+    spec = {"model": str(root / "source"), "output": str(root), "formats": ["dequantized"],
+            "default": default, "modules": modules}
     (root / "spec.json").write_text(json.dumps(spec))
     subprocess.run([TOOL, "export", root / "spec.json"], check=True)
     return root, CASES[request.param]

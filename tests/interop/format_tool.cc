@@ -1,10 +1,11 @@
 // The formats library from the command line, for the Python tests beside it.
 //
-//   format_tool export SPEC.json    quantizes a checkpoint roughly and writes it in both formats
+//   format_tool export SPEC.json    quantizes a checkpoint roughly and writes it in several formats
 //   format_tool tokens calibration|evaluation DATA MODEL SAMPLES LENGTH OUT.safetensors
 //
-// SPEC: {"model", "affine", "dequantized", "records": folders, "default": scheme, "modules": {name:
-// scheme or null to skip}}, a scheme being {"bits", "group_size", "symmetric", "torchao"}.
+// SPEC: {"model": folder, "output": folder, "formats": [name], "default": scheme, "modules": {name:
+// scheme or null to skip}}, a scheme being {"bits", "group_size", "symmetric", "torchao"}. The
+// affine format is written in any case, as a job writes it; the others are written from it.
 #include <ATen/ATen.h>
 
 #include <cstdio>
@@ -13,11 +14,13 @@
 #include <vector>
 
 #include "algorithms/affine/affine_primitives.h"
+#include "common/file.h"
 #include "common/json.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
-#include "formats/checkpoint_exporter.h"
+#include "formats/checkpoint_format.h"
 #include "formats/headers/tensor_table.h"
+#include "formats/record_folder.h"
 #include "formats/safetensors_writer.h"
 #include "formats/token_dataset.h"
 
@@ -64,6 +67,21 @@ AffineQuantizedTensor Quantize(const at::Tensor& weight, const QuantizationSchem
   return record;
 }
 
+class Records final : public QuantizedCheckpoint {
+ public:
+  Records(const RecordFolder& records, const CheckpointReader& plain)
+      : records_(records), plain_(plain) {}
+  const ExportPlan& plan() const override { return records_.plan(); }
+  const CheckpointReader& plain() const override { return plain_; }
+  absl::StatusOr<std::vector<QuantizedModule>> ReadBlock(int64_t block) const override {
+    return records_.ReadBlock(block);
+  }
+
+ private:
+  const RecordFolder& records_;
+  const CheckpointReader& plain_;
+};
+
 absl::Status Export(const std::string& spec_path) {
   at::manual_seed(11);
   PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(spec_path));
@@ -84,16 +102,18 @@ absl::Status Export(const std::string& spec_path) {
       }
       PTQ_ASSIGN_OR_RETURN(scheme, ReadScheme(*own));
     }
-    plan.modules.push_back({tensor.module, tensor.shape[0], tensor.shape[1], scheme});
+    const DType original = source.index.Find(tensor.name)->info.dtype;
+    plan.modules.push_back({tensor.module, tensor.shape[0], tensor.shape[1], scheme, original,
+                            ScaleDTypeOf(scheme.scale_rule, original)});
     blocks[static_cast<size_t>(tensor.block)].push_back(tensor.module);
   }
   plan.source = std::move(source);
 
-  PTQ_ASSIGN_OR_RETURN(const auto affine,
-                       MakeAffineExporter(plan, spec["affine"].get<std::string>()));
-  PTQ_ASSIGN_OR_RETURN(const auto dequantized,
-                       MakeDequantizedExporter(plan, spec["dequantized"].get<std::string>(),
-                                               spec["records"].get<std::string>()));
+  const std::string output = spec["output"].get<std::string>();
+  const CancellationToken never;
+  PTQ_RETURN_IF_ERROR(MakeDirectories(output + "/affine"));
+  PTQ_ASSIGN_OR_RETURN(const auto records, RecordFolder::Create(plan, output + "/affine",
+                                                                RecordFolder::Kind::kAffineShards));
   size_t next = 0;
   for (size_t block = 0; block < blocks.size(); ++block) {
     std::vector<QuantizedModule> modules;
@@ -101,14 +121,18 @@ absl::Status Export(const std::string& spec_path) {
       PTQ_ASSIGN_OR_RETURN(const at::Tensor weight, reader->Read(module + ".weight"));
       modules.push_back({module, Quantize(weight, plan.modules[next++].scheme)});
     }
-    const int64_t index = static_cast<int64_t>(block);
-    PTQ_RETURN_IF_ERROR(affine->WriteBlock(index, modules, *reader).status());
-    PTQ_RETURN_IF_ERROR(dequantized->WriteBlock(index, modules, *reader).status());
+    PTQ_RETURN_IF_ERROR(
+        records->WriteBlock(static_cast<int64_t>(block), modules, *reader, never).status());
   }
-  const CancellationToken never;
-  for (CheckpointExporter* exporter : {affine.get(), dequantized.get()}) {
-    PTQ_RETURN_IF_ERROR(exporter->WriteOuterShards(*reader, never).status());
-    PTQ_RETURN_IF_ERROR(exporter->Finalize());
+  PTQ_RETURN_IF_ERROR(records->WriteOuterShards(*reader, never).status());
+  PTQ_RETURN_IF_ERROR(records->Finalize());
+  const Records checkpoint(*records, *reader);
+  for (const Json& name : spec["formats"]) {
+    const CheckpointFormat* format = FindCheckpointFormat(name.get<std::string>());
+    if (format == nullptr) return absl::NotFoundError("there is no format " + DumpJson(name));
+    const std::string folder = output + "/" + format->name();
+    PTQ_RETURN_IF_ERROR(MakeDirectories(folder));
+    PTQ_RETURN_IF_ERROR(format->Write(checkpoint, folder, never));
   }
   return absl::OkStatus();
 }

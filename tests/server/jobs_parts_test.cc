@@ -179,7 +179,8 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   spec.mutable_rules(1)->set_bits(8);
   spec.mutable_rules(1)->set_group_size(32);
   spec.mutable_rules(1)->set_symmetric(true);
-  spec.set_output_format("dequantized");
+  spec.add_output_formats("gptq");
+  spec.add_output_formats("affine");
   spec.set_seed(0);
   spec.mutable_calibration()->set_samples(4);
   spec.mutable_calibration()->set_sequence_length(64);
@@ -198,7 +199,7 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   EXPECT_EQ(job.group_size, -1);
   EXPECT_TRUE(job.asymmetric);
   EXPECT_THAT(job.rule, ElementsAre("a:b:skip", "c:bits=8,group_size=32,symmetric=true"));
-  EXPECT_EQ(job.format, OutputFormat::kDequantized);
+  EXPECT_THAT(job.format, ElementsAre("affine", "gptq"));
   EXPECT_EQ(job.seed, 0u);
   EXPECT_EQ(job.samples, 4);
   EXPECT_EQ(job.sequence_length, 64);
@@ -257,7 +258,7 @@ TEST(SpecConversionTest, ErrorsNameTheFieldOfTheRequest) {
             "spec.auto_round.fisher_tokens");
   EXPECT_EQ(tuning_field([](v1::AutoRound& a) { a.set_tuning_precision("fp16"); }),
             "spec.auto_round.tuning_precision");
-  EXPECT_EQ(field([](Spec& s) { s.set_output_format("gguf"); }), "spec.output_format");
+  EXPECT_EQ(field([](Spec& s) { s.add_output_formats("onnx"); }), "spec.output_formats");
   EXPECT_EQ(field([](Spec& s) { s.add_rules()->set_pattern("("); }), "spec.rules");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_device("tpu"); }),
             "spec.resources.device");

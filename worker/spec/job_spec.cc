@@ -1,11 +1,14 @@
 #include "worker/spec/job_spec.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <iterator>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
 #include "formats/headers/quote.h"
@@ -102,6 +105,20 @@ absl::Status AssignName(const std::string& key, const Json& value,
   return absl::OkStatus();
 }
 
+absl::Status AssignFormats(const std::string& key, const Json& value,
+                           std::vector<std::string>* field) {
+  std::vector<std::string> names;
+  if (value.is_string()) {
+    names = absl::StrSplit(value.get<std::string>(), ',');
+  } else {
+    PTQ_RETURN_IF_ERROR(Assign(key, value, &names));
+  }
+  auto formats = ParseOutputFormats(names);
+  if (!formats.ok()) return Annotate(formats.status(), key);
+  *field = *std::move(formats);
+  return absl::OkStatus();
+}
+
 absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec) {
   if (key == "model") return Assign(key, value, &spec->model);
   if (key == "calibration") return Assign(key, value, &spec->calibration);
@@ -125,7 +142,7 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   if (key == "low_memory") return AssignName(key, value, ParseLowMemory, &spec->low_memory);
   if (key == "evaluation_window") return Assign(key, value, &spec->evaluation_window);
   if (key == "evaluation_samples") return Assign(key, value, &spec->evaluation_samples);
-  if (key == "format") return AssignName(key, value, ParseOutputFormat, &spec->format);
+  if (key == "format") return AssignFormats(key, value, &spec->format);
   if (key == "rule") return Assign(key, value, &spec->rule);
   return absl::InvalidArgumentError("unknown key " + Quote(key));
 }
@@ -173,9 +190,6 @@ const char* AlgorithmName(Algorithm algorithm) {
 }
 const char* DeviceName(DeviceChoice device) { return kDeviceNames[static_cast<size_t>(device)]; }
 const char* LowMemoryName(LowMemory choice) { return kLowMemoryNames[static_cast<size_t>(choice)]; }
-const char* OutputFormatName(OutputFormat format) {
-  return kOutputFormatNames[static_cast<size_t>(format)];
-}
 const char* PrecisionName(PrecisionChoice precision) {
   return kPrecisionNames[static_cast<size_t>(precision)];
 }
@@ -191,8 +205,22 @@ absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name) {
 absl::StatusOr<LowMemory> ParseLowMemory(const std::string& name) {
   return ParseName<LowMemory>(kLowMemoryNames, name);
 }
-absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name) {
-  return ParseName<OutputFormat>(kOutputFormatNames, name);
+absl::StatusOr<std::vector<std::string>> ParseOutputFormats(const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
+    if (std::count(kOutputFormatNames.begin(), kOutputFormatNames.end(), name) == 0) {
+      return absl::InvalidArgumentError(absl::StrFormat("%s is none of %s", Quote(name),
+                                                        absl::StrJoin(kOutputFormatNames, ", ")));
+    }
+    if (std::count(names.begin(), names.end(), name) > 1) {
+      return absl::InvalidArgumentError(name + " is named twice");
+    }
+  }
+  if (names.empty()) return absl::InvalidArgumentError("name at least one format");
+  std::vector<std::string> formats;
+  for (const char* known : kOutputFormatNames) {
+    if (std::count(names.begin(), names.end(), known) > 0) formats.push_back(known);
+  }
+  return formats;
 }
 absl::StatusOr<PrecisionChoice> ParsePrecision(const std::string& name) {
   return ParseName<PrecisionChoice>(kPrecisionNames, name);
@@ -226,7 +254,7 @@ Json JobSpecToJson(const JobSpec& spec) {
   json["low_memory"] = LowMemoryName(spec.low_memory);
   json["evaluation_window"] = spec.evaluation_window;
   json["evaluation_samples"] = spec.evaluation_samples;
-  json["format"] = OutputFormatName(spec.format);
+  json["format"] = spec.format;
   json["rule"] = spec.rule;
   return json;
 }

@@ -20,8 +20,8 @@ namespace ptq {
 // Names stand in the order of the enum. Flags, API and capabilities follow these lists.
 enum class Algorithm { kAutoRound, kGptq, kOptRtn, kRtn };
 inline constexpr std::array kAlgorithmNames = {"auto-round", "gptq", "opt-rtn", "rtn"};
-enum class OutputFormat { kAffine, kDequantized };
-inline constexpr std::array kOutputFormatNames = {"affine", "dequantized"};
+inline constexpr std::array kOutputFormatNames = {"affine", "compressed-tensors", "gptq",
+                                                  "awq",    "auto-round",         "dequantized"};
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 inline constexpr std::array kDeviceNames = {"auto", "cpu", "cuda"};
 inline constexpr std::array kScaleRuleNames = {"full-range", "torchao"};
@@ -40,14 +40,14 @@ inline constexpr std::array kLowMemoryNames = {"auto", "on"};
 const char* AlgorithmName(Algorithm algorithm);
 const char* DeviceName(DeviceChoice device);
 const char* LowMemoryName(LowMemory choice);
-const char* OutputFormatName(OutputFormat format);
 const char* PrecisionName(PrecisionChoice precision);
 const char* RecipeName(TuningRecipe recipe);
 const char* ScaleRuleName(ScaleRule rule);
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name);
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name);
 absl::StatusOr<LowMemory> ParseLowMemory(const std::string& name);
-absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& name);
+// One or several of kOutputFormatNames, in its order.
+absl::StatusOr<std::vector<std::string>> ParseOutputFormats(const std::vector<std::string>& names);
 absl::StatusOr<PrecisionChoice> ParsePrecision(const std::string& name);
 absl::StatusOr<TuningRecipe> ParseRecipe(const std::string& name);
 absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name);
@@ -76,9 +76,9 @@ struct JobSpec {
   uint64_t seed = 42;
   DeviceChoice device = DeviceChoice::kAuto;
   LowMemory low_memory = LowMemory::kAuto;
-  int64_t evaluation_window = 0;     // 0: sequence_length
-  int64_t evaluation_samples = 128;  // windows; 0: all
-  OutputFormat format = OutputFormat::kAffine;
+  int64_t evaluation_window = 0;                 // 0: sequence_length
+  int64_t evaluation_samples = 128;              // windows; 0: all
+  std::vector<std::string> format = {"affine"};  // as ParseOutputFormats gives them
   std::vector<std::string> rule;  // "PATTERN:bits=8,group_size=32" or "PATTERN:skip", in order
 
   int64_t EffectiveIterations() const {
@@ -91,7 +91,8 @@ struct JobSpec {
   bool operator==(const JobSpec&) const = default;
 };
 
-// Every key of the struct, in the struct's order, defaults included.
+// Every key of the struct, in the struct's order, defaults included. Of `format` a list, also of
+// one; what is read may be a string, with commas.
 Json JobSpecToJson(const JobSpec& spec);
 // Unknown keys and wrong types are kInvalidArgument naming the key; ranges are ValidateJobSpec's.
 absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json);

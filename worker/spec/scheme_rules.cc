@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
+#include "formats/headers/format_rules.h"
 #include "formats/headers/quote.h"
 
 namespace ptq {
@@ -189,6 +190,18 @@ absl::Status CheckGroupSizes(const std::vector<EffectiveScheme>& layers) {
                       absl::StrJoin(complaints, "; "), absl::StrJoin(patterns, "|")));
 }
 
+absl::Status CheckFormats(const JobSpec& spec, const std::vector<EffectiveScheme>& layers) {
+  std::vector<PlannedModule> modules;
+  for (const EffectiveScheme& layer : layers) {
+    if (!layer.scheme) continue;
+    modules.push_back({layer.module, layer.out_features, layer.in_features, *layer.scheme});
+  }
+  for (const std::string& format : spec.format) {
+    PTQ_RETURN_IF_ERROR(CheckFormatHolds(format, modules));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<SchemeRule> ParseSchemeRule(const std::string& text) {
@@ -260,6 +273,7 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
         "rule: the rules skip every layer, nothing is left to quantize");
   }
   PTQ_RETURN_IF_ERROR(CheckGroupSizes(layers));
+  PTQ_RETURN_IF_ERROR(CheckFormats(spec, layers));
   return layers;
 }
 

@@ -38,6 +38,7 @@ struct EffectiveScheme {
 // One entry for every linear layer inside the decoder blocks of `table`, in its order; the first
 // rule that matches wins. kInvalidArgument: a rule that matches no module; a group size that does
 // not divide in_features, listing the layers, and the `skip` rule that would leave them alone.
+// kFailedPrecondition: a layer that one of the asked-for formats can't hold, and a format that can.
 absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
                                                             const std::vector<TableTensor>& table);
 

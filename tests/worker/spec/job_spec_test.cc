@@ -37,7 +37,7 @@ TEST(JobSpecTest, JsonHasEveryKeyInOrderWithItsDefault) {
       R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","recipe":"default",)"
       R"("iterations":0,"batch_size":8,"fisher_tokens":-1,"tuning_precision":"auto",)"
       R"("samples":128,"sequence_length":2048,"seed":42,"device":"auto",)"
-      R"("low_memory":"auto","evaluation_window":0,"evaluation_samples":128,"format":"affine","rule":[]})");
+      R"("low_memory":"auto","evaluation_window":0,"evaluation_samples":128,"format":["affine"],"rule":[]})");
 }
 
 TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
@@ -62,7 +62,7 @@ TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
   spec.low_memory = LowMemory::kOn;
   spec.evaluation_window = 32;
   spec.evaluation_samples = 0;
-  spec.format = OutputFormat::kDequantized;
+  spec.format = {"gptq", "dequantized"};
   spec.rule = {"a.*:skip", "b:bits=8"};
   // Both from the document in memory and from its text.
   PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec from_json, JobSpecFromJson(JobSpecToJson(spec)));
@@ -128,6 +128,26 @@ TEST(JobSpecTest, RefusesWrongTypesByKey) {
   }
 }
 
+TEST(JobSpecTest, FormatsHaveOneForm) {
+  const auto formats = [](const std::string& json) -> absl::StatusOr<Json> {
+    PTQ_ASSIGN_OR_RETURN(const JobSpec spec,
+                         ParseJobSpec(R"({"model":"m","format":)" + json + "}"));
+    return JobSpecToJson(spec)["format"];
+  };
+  for (const char* same : {R"("gptq,affine")", R"("affine,gptq")", R"(["gptq","affine"])"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const Json json, formats(same));
+    EXPECT_EQ(DumpJson(json), R"(["affine","gptq"])") << same;
+  }
+  for (const char* name : kOutputFormatNames) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const Json json, formats("\"" + std::string(name) + "\""));
+    EXPECT_EQ(json, Json::array({name}));
+  }
+  EXPECT_THAT(formats(R"("onnx")"), StatusIs(kInvalid, HasSubstr("compressed-tensors")));
+  EXPECT_THAT(formats(R"("gptq,gptq")"), StatusIs(kInvalid, HasSubstr("gptq is named twice")));
+  EXPECT_THAT(formats("[]"), StatusIs(kInvalid, HasSubstr("at least one")));
+  EXPECT_THAT(formats("[1]"), StatusIs(kInvalid, StartsWith("format: ")));
+}
+
 TEST(JobSpecTest, NamesAreTheFlagsValues) {
   for (const char* name : {"auto-round", "gptq", "opt-rtn", "rtn"}) {
     PTQ_ASSERT_OK_AND_ASSIGN(const Algorithm algorithm, ParseAlgorithm(name));
@@ -136,10 +156,6 @@ TEST(JobSpecTest, NamesAreTheFlagsValues) {
   for (const char* name : {"auto", "cpu", "cuda"}) {
     PTQ_ASSERT_OK_AND_ASSIGN(const DeviceChoice device, ParseDevice(name));
     EXPECT_STREQ(DeviceName(device), name);
-  }
-  for (const char* name : {"affine", "dequantized"}) {
-    PTQ_ASSERT_OK_AND_ASSIGN(const OutputFormat format, ParseOutputFormat(name));
-    EXPECT_STREQ(OutputFormatName(format), name);
   }
   for (const char* name : {"full-range", "torchao"}) {
     PTQ_ASSERT_OK_AND_ASSIGN(const ScaleRule rule, ParseScaleRule(name));

@@ -1,12 +1,13 @@
-// Output folders: what is in them, bit for bit, and what the exporters refuse.
+// The records of a job, as files of their own and as shards of the affine format: what is in them, bit
+// for bit, and what is refused.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <cstring>
 
 #include "common/sha256.h"
-#include "formats/checkpoint_exporter.h"
 #include "formats/headers/safetensors_header.h"
+#include "formats/record_folder.h"
 #include "tests/formats/tiny_checkpoint.h"
 #include "tests/testing/status_matchers.h"
 
@@ -22,10 +23,10 @@ using testing::StatusIs;
 
 constexpr char kQProj[] = "model.layers.0.self_attn.q_proj";
 
-class ExporterTest : public ::testing::Test {
+class RecordFolderTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    root_ = ::testing::TempDir() + "/exporter_" +
+    root_ = ::testing::TempDir() + "/record_folder_" +
             ::testing::UnitTest::GetInstance()->current_test_info()->name();
     ASSERT_THAT(RemoveTree(root_), IsOk());
     ASSERT_THAT(MakeDirectories(root_ + "/out"), IsOk());
@@ -36,14 +37,18 @@ class ExporterTest : public ::testing::Test {
     PTQ_ASSERT_OK_AND_ASSIGN(reader_, SafetensorsCheckpointReader::Open(source_.index));
   }
   // Both blocks and the rest.
-  absl::Status WriteAll(CheckpointExporter& exporter, const ExportPlan& plan) {
+  absl::Status WriteAll(const RecordFolder& folder, const ExportPlan& plan) {
     at::manual_seed(5);
     for (int64_t block = 0; block < 2; ++block) {
       PTQ_RETURN_IF_ERROR(
-          exporter.WriteBlock(block, testing::RandomBlock(plan, block), *reader_).status());
+          folder.WriteBlock(block, testing::RandomBlock(plan, block), *reader_, cancel_)
+              .status());
     }
-    PTQ_RETURN_IF_ERROR(exporter.WriteOuterShards(*reader_, cancel_).status());
-    return exporter.Finalize();
+    PTQ_RETURN_IF_ERROR(folder.WriteOuterShards(*reader_, cancel_).status());
+    return folder.Finalize();
+  }
+  absl::StatusOr<std::unique_ptr<RecordFolder>> Shards(const ExportPlan& plan) const {
+    return RecordFolder::Create(plan, root_ + "/out", RecordFolder::Kind::kAffineShards);
   }
   std::string Out(const std::string& name) const { return root_ + "/out/" + name; }
 
@@ -53,49 +58,37 @@ class ExporterTest : public ::testing::Test {
   std::unique_ptr<SafetensorsCheckpointReader> reader_;
 };
 
-void ExpectSameRecord(const AffineQuantizedTensor& a, const AffineQuantizedTensor& b) {
-  EXPECT_TRUE(a.int_data.equal(b.int_data));
-  EXPECT_EQ(a.scale.scalar_type(), b.scale.scalar_type());
-  EXPECT_TRUE(a.scale.equal(b.scale));
-  EXPECT_EQ(a.zero_point.scalar_type(), b.zero_point.scalar_type());
-  EXPECT_TRUE(a.zero_point.equal(b.zero_point));
-  EXPECT_EQ(a.block_size, b.block_size);
-  EXPECT_EQ(a.quant_min, b.quant_min);
-  EXPECT_EQ(a.quant_max, b.quant_max);
-  EXPECT_EQ(a.zero_point_domain, b.zero_point_domain);
-  EXPECT_EQ(a.mapping_type, b.mapping_type);
-  EXPECT_EQ(a.bits, b.bits);
-  EXPECT_EQ(a.original_dtype, b.original_dtype);
-}
-
 struct Scheme {
   const char* name;
   QuantizationScheme scheme;
 };
 
-class ExporterSchemeTest : public ExporterTest, public ::testing::WithParamInterface<Scheme> {};
+class RecordSchemeTest : public RecordFolderTest, public ::testing::WithParamInterface<Scheme> {};
 
-TEST_P(ExporterSchemeTest, RecordsComeBackFromBothFormats) {
+TEST_P(RecordSchemeTest, RecordsComeBackFromBothKindsOfFile) {
   WriteSource(/*tied=*/false);
   const ExportPlan plan = testing::PlanFor(source_, GetParam().scheme);
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto affine, MakeAffineExporter(plan, root_ + "/out"));
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto dequantized,
-                           MakeDequantizedExporter(plan, root_ + "/out", root_ + "/records"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto shards, Shards(plan));
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const auto records,
+      RecordFolder::Create(plan, root_ + "/records", RecordFolder::Kind::kRecords));
   const auto written = testing::RandomBlock(plan, 1);
-  for (CheckpointExporter* exporter : {affine.get(), dequantized.get()}) {
-    ASSERT_THAT(exporter->WriteBlock(1, written, *reader_), IsOk());
-    PTQ_ASSERT_OK_AND_ASSIGN(const auto read, exporter->ReadBlock(1));
+  for (const RecordFolder* folder : {shards.get(), records.get()}) {
+    ASSERT_THAT(folder->WriteBlock(1, written, *reader_, cancel_), IsOk());
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto read, folder->ReadBlock(1));
     ASSERT_EQ(read.size(), 7u);
     for (size_t i = 0; i < read.size(); ++i) {
       SCOPED_TRACE(read[i].module);
       EXPECT_EQ(read[i].module, written[i].module);
-      ExpectSameRecord(read[i].weight, written[i].weight);
+      testing::ExpectSameRecord(read[i].weight, written[i].weight);
     }
   }
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/records"));
+  EXPECT_THAT(names, ElementsAre("block-00001.safetensors"));
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Schemes, ExporterSchemeTest,
+    Schemes, RecordSchemeTest,
     ::testing::Values(Scheme{"w4g32", {.bits = 4, .group_size = 32}},
                       Scheme{"w2g32asym", {.bits = 2, .group_size = 32, .symmetric = false}},
                       Scheme{"w3channel", {.bits = 3, .group_size = -1}},
@@ -106,7 +99,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Scheme{"w8torchao", {8, -1, true, ScaleRule::kTorchao}}),
     [](const ::testing::TestParamInfo<Scheme>& test) { return test.param.name; });
 
-TEST_F(ExporterTest, GoldenTensors) {
+TEST_F(RecordFolderTest, GoldenTensors) {
   // Computed by torchao 0.18.
   WriteSource(true);
   const QuantizationScheme scheme = {.bits = 4, .group_size = 32, .symmetric = false};
@@ -126,9 +119,9 @@ TEST_F(ExporterTest, GoldenTensors) {
           static_cast<float>(n + 1 + 2 * g) / 64.0f;
     }
   }
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto digest, exporter->WriteBlock(0, modules, *reader_));
-  const std::string path = Out(exporter->ShardName(1));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Shards(plan));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto digest, folder->WriteBlock(0, modules, *reader_, cancel_));
+  const std::string path = Out(folder->FileName(0));
   EXPECT_EQ(path, Out("model-00002-of-00004.safetensors"));
   PTQ_ASSERT_OK_AND_ASSIGN(const std::string bytes, ReadFile(path));
   EXPECT_EQ(Sha256Hex(bytes), digest);
@@ -153,14 +146,14 @@ TEST_F(ExporterTest, GoldenTensors) {
   EXPECT_FALSE(header.metadata.contains("lm_head.weight"));
 }
 
-TEST_F(ExporterTest, AffineFolderIsComplete) {
+TEST_F(RecordFolderTest, AffineFolderIsComplete) {
   WriteSource(/*tied=*/false);
   ASSERT_THAT(WriteFileAtomically(root_ + "/source/tokenizer.json", "{ }"), IsOk());
   ASSERT_THAT(WriteFileAtomically(root_ + "/source/pytorch_model.bin.index.json", "{}"), IsOk());
   ExportPlan plan =
       testing::PlanFor(source_, {.bits = 4, .group_size = 32}, {"model.layers.1.mlp.up_proj"});
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
-  ASSERT_THAT(WriteAll(*exporter, plan), IsOk());
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Shards(plan));
+  ASSERT_THAT(WriteAll(*folder, plan), IsOk());
 
   PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
   EXPECT_THAT(names,
@@ -202,49 +195,30 @@ TEST_F(ExporterTest, AffineFolderIsComplete) {
   }
 }
 
-TEST_F(ExporterTest, DequantizedFolderIsAPlainCheckpoint) {
-  WriteSource(/*tied=*/true);
-  const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter,
-                           MakeDequantizedExporter(plan, root_ + "/out", root_ + "/records"));
-  ASSERT_THAT(WriteAll(*exporter, plan), IsOk());
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto original, ReadFile(root_ + "/source/config.json"));
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto copied, ReadFile(Out("config.json")));
-  EXPECT_EQ(original, copied);
-
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto written, InspectCheckpoint(root_ + "/out"));
-  EXPECT_EQ(written.index.tensors().size(), source_.index.tensors().size());
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto out, SafetensorsCheckpointReader::Open(written.index));
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto records, exporter->ReadBlock(0));
-  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor weight, out->Read(records[3].module + ".weight"));
-  EXPECT_EQ(weight.scalar_type(), at::kBFloat16);
-  EXPECT_TRUE(weight.equal(Dequantize(records[3].weight, at::kBFloat16)));
-}
-
-TEST_F(ExporterTest, SameRecordsGiveTheSameBytes) {
+TEST_F(RecordFolderTest, SameRecordsGiveTheSameBytes) {
   WriteSource(true);
   const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
   const auto modules = testing::RandomBlock(plan, 0);
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto first, exporter->WriteBlock(0, modules, *reader_));
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto read, exporter->ReadBlock(0));
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto again, MakeAffineExporter(plan, root_ + "/out"));
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto second, again->WriteBlock(0, read, *reader_));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Shards(plan));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto first, folder->WriteBlock(0, modules, *reader_, cancel_));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto read, folder->ReadBlock(0));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto again, Shards(plan));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto second, again->WriteBlock(0, read, *reader_, cancel_));
   EXPECT_EQ(first, second);
 }
 
-TEST_F(ExporterTest, DamagedShardsAreDataLoss) {
+TEST_F(RecordFolderTest, DamagedShardsAreDataLoss) {
   WriteSource(true);
   const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
-  EXPECT_THAT(exporter->ReadBlock(0), StatusIs(absl::StatusCode::kNotFound, HasSubstr("00002-of")));
-  ASSERT_THAT(exporter->WriteBlock(0, testing::RandomBlock(plan, 0), *reader_), IsOk());
-  const std::string path = Out(exporter->ShardName(1));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Shards(plan));
+  EXPECT_THAT(folder->ReadBlock(0), StatusIs(absl::StatusCode::kNotFound, HasSubstr("00002-of")));
+  ASSERT_THAT(folder->WriteBlock(0, testing::RandomBlock(plan, 0), *reader_, cancel_), IsOk());
+  const std::string path = Out(folder->FileName(0));
   PTQ_ASSERT_OK_AND_ASSIGN(const std::string good, ReadFile(path));
 
   const auto with = [&](const std::string& bytes) {
     EXPECT_THAT(WriteFileAtomically(path, bytes), IsOk());
-    return exporter->ReadBlock(0).status();
+    return folder->ReadBlock(0).status();
   };
   EXPECT_THAT(with(good), IsOk());
   constexpr auto kDataLoss = absl::StatusCode::kDataLoss;
@@ -260,15 +234,15 @@ TEST_F(ExporterTest, DamagedShardsAreDataLoss) {
   EXPECT_THAT(with(other_metadata), StatusIs(kDataLoss, HasSubstr("another scheme")));
 }
 
-TEST_F(ExporterTest, RecordsThatDoNotFitThePlanAreRefused) {
+TEST_F(RecordFolderTest, RecordsThatDoNotFitThePlanAreRefused) {
   WriteSource(true);
   const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Shards(plan));
   const auto good = testing::RandomBlock(plan, 0);
   const auto with = [&](auto change) {
     auto modules = good;
     change(modules[0].weight);
-    return exporter->WriteBlock(0, modules, *reader_).status();
+    return folder->WriteBlock(0, modules, *reader_, cancel_).status();
   };
   const auto refused = [](const char* field) {
     return StatusIs(absl::StatusCode::kFailedPrecondition,
@@ -286,49 +260,49 @@ TEST_F(ExporterTest, RecordsThatDoNotFitThePlanAreRefused) {
   EXPECT_THAT(with([](Record& r) { r.zero_point = r.zero_point + 1; }), refused("symmetric"));
   EXPECT_THAT(with([](Record& r) { r.zero_point_domain = ZeroPointDomain::kFloat; }),
               refused("zero_point_domain"));
-  EXPECT_THAT(exporter->WriteBlock(0, {good.begin(), good.end() - 1}, *reader_),
+  EXPECT_THAT(folder->WriteBlock(0, {good.begin(), good.end() - 1}, *reader_, cancel_),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("6 modules")));
-  EXPECT_THAT(exporter->WriteBlock(2, good, *reader_),
+  EXPECT_THAT(folder->WriteBlock(2, good, *reader_, cancel_),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("block 2")));
   PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
   EXPECT_TRUE(names.empty());
 }
 
-TEST_F(ExporterTest, PlansThatDoNotFitTheModelAreRefused) {
+TEST_F(RecordFolderTest, PlansThatDoNotFitTheModelAreRefused) {
   WriteSource(true);
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
   plan.modules[0].module = "model.embed_tokens";
-  EXPECT_THAT(MakeAffineExporter(plan, root_ + "/out"),
+  EXPECT_THAT(Shards(plan),
               StatusIs(kInvalid, HasSubstr("model.embed_tokens")));
   plan = testing::PlanFor(source_, {.bits = 4, .group_size = 48});
-  EXPECT_THAT(MakeAffineExporter(plan, root_ + "/out"), StatusIs(kInvalid, HasSubstr("48")));
+  EXPECT_THAT(Shards(plan), StatusIs(kInvalid, HasSubstr("48")));
   plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
   plan.modules.push_back(plan.modules[0]);
-  EXPECT_THAT(MakeAffineExporter(plan, root_ + "/out"), StatusIs(kInvalid, HasSubstr("twice")));
+  EXPECT_THAT(Shards(plan), StatusIs(kInvalid, HasSubstr("twice")));
 }
 
-TEST_F(ExporterTest, FinalizeNeedsEveryBlockAndWritesNoConfigBefore) {
+TEST_F(RecordFolderTest, FinalizeNeedsEveryBlockAndWritesNoConfigBefore) {
   WriteSource(true);
   const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
-  ASSERT_THAT(exporter->WriteBlock(0, testing::RandomBlock(plan, 0), *reader_), IsOk());
-  ASSERT_THAT(exporter->WriteOuterShards(*reader_, cancel_), IsOk());
-  EXPECT_THAT(exporter->Finalize(),
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Shards(plan));
+  ASSERT_THAT(folder->WriteBlock(0, testing::RandomBlock(plan, 0), *reader_, cancel_), IsOk());
+  ASSERT_THAT(folder->WriteOuterShards(*reader_, cancel_), IsOk());
+  EXPECT_THAT(folder->Finalize(),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("model-00003-of-00004")));
   EXPECT_FALSE(PathExists(Out("config.json")));
   EXPECT_FALSE(PathExists(Out("model.safetensors.index.json")));
 }
 
-TEST_F(ExporterTest, OuterShardsAreTheSourcesTensorsByteForByteAndCanBeStopped) {
+TEST_F(RecordFolderTest, OuterShardsAreTheSourcesTensorsByteForByteAndCanBeStopped) {
   WriteSource(false);
   const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto digests, exporter->WriteOuterShards(*reader_, cancel_));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Shards(plan));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto digests, folder->WriteOuterShards(*reader_, cancel_));
   for (const size_t outer : {0, 1}) {
-    const std::string path = Out(exporter->ShardName(outer == 0 ? 0 : exporter->shard_count() - 1));
+    const std::string path = Out(digests[outer].first);
     PTQ_ASSERT_OK_AND_ASSIGN(const std::string sha256, Sha256File(path));
-    EXPECT_EQ(digests[outer], sha256);
+    EXPECT_EQ(digests[outer].second, sha256);
     PTQ_ASSERT_OK_AND_ASSIGN(const auto file, ReadableFile::Open(path));
     PTQ_ASSERT_OK_AND_ASSIGN(const SafetensorsHeader header, ReadSafetensorsHeader(file));
     ASSERT_FALSE(header.tensors.empty());
@@ -342,13 +316,13 @@ TEST_F(ExporterTest, OuterShardsAreTheSourcesTensorsByteForByteAndCanBeStopped) 
     ASSERT_EQ(::unlink(path.c_str()), 0);
   }
   cancel_.Cancel();
-  EXPECT_THAT(exporter->WriteOuterShards(*reader_, cancel_),
+  EXPECT_THAT(folder->WriteOuterShards(*reader_, cancel_),
               StatusIs(absl::StatusCode::kCancelled, HasSubstr("stop")));
   PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
   EXPECT_TRUE(names.empty());
 }
 
-TEST_F(ExporterTest, NanInAnUnquantizedTensorIsNamedAndLeavesNoShard) {
+TEST_F(RecordFolderTest, NanInAnUnquantizedTensorIsNamedAndLeavesNoShard) {
   WriteSource(true);
   std::vector<NamedTensor> tensors;
   for (const auto& [name, entry] : source_.index.tensors()) {
@@ -361,8 +335,8 @@ TEST_F(ExporterTest, NanInAnUnquantizedTensorIsNamedAndLeavesNoShard) {
   PTQ_ASSERT_OK_AND_ASSIGN(auto index, CheckpointIndex::Open(root_ + "/source"));
   PTQ_ASSERT_OK_AND_ASSIGN(const auto reader, SafetensorsCheckpointReader::Open(index));
   const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
-  PTQ_ASSERT_OK_AND_ASSIGN(const auto exporter, MakeAffineExporter(plan, root_ + "/out"));
-  EXPECT_THAT(exporter->WriteBlock(0, testing::RandomBlock(plan, 0), *reader),
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Shards(plan));
+  EXPECT_THAT(folder->WriteBlock(0, testing::RandomBlock(plan, 0), *reader, cancel_),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("input_layernorm")));
   PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
   EXPECT_TRUE(names.empty());

@@ -1,0 +1,105 @@
+#include "formats/headers/format_rules.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+
+namespace ptq {
+namespace {
+
+// `instead`: formats that can.
+absl::Status Refuse(const std::string& format, const PlannedModule& module, const std::string& why,
+                    const char* instead) {
+  return absl::FailedPreconditionError(
+      absl::StrFormat("format: %s can't hold %s: %s; use %s", format, module.module, why, instead));
+}
+
+constexpr char kAny[] = "compressed-tensors or affine";
+
+absl::Status CheckMultiples(const std::string& format, const PlannedModule& module, int64_t out,
+                            int64_t in) {
+  if (module.out_features % out != 0) {
+    return Refuse(format, module,
+                  absl::StrFormat("its %d outputs are no multiple of %d", module.out_features, out),
+                  kAny);
+  }
+  if (module.in_features % in != 0) {
+    return Refuse(format, module,
+                  absl::StrFormat("its %d inputs are no multiple of %d", module.in_features, in),
+                  kAny);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckGptq(const std::string& format, const PlannedModule& module) {
+  const int bits = module.scheme.bits;
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
+    return Refuse(format, module,
+                  absl::StrFormat("it has %d bits, and the format 2, 3, 4 or 8", bits), kAny);
+  }
+  return CheckMultiples(format, module, 32, 32);
+}
+
+absl::Status CheckAwq(const std::string& format, const PlannedModule& module) {
+  if (module.scheme.bits != 4) {
+    return Refuse(format, module,
+                  absl::StrFormat("it has %d bits, and the format 4", module.scheme.bits), kAny);
+  }
+  return CheckMultiples(format, module, 8, 1);
+}
+
+int64_t GroupOf(const PlannedModule& module) {
+  return module.scheme.group_size > 0 ? module.scheme.group_size : module.in_features;
+}
+
+// Formats whose config names one group size for all layers.
+absl::Status CheckOneGroupSize(const std::string& format,
+                               const std::vector<PlannedModule>& modules) {
+  for (const PlannedModule& module : modules) {
+    const bool grouped = module.scheme.group_size > 0;
+    const bool first_grouped = modules.front().scheme.group_size > 0;
+    if (grouped == first_grouped && (!grouped || GroupOf(module) == GroupOf(modules.front()))) {
+      continue;
+    }
+    return Refuse(format, module,
+                  "its group size differs from that of " + modules.front().module +
+                      ", and the format has one for all layers",
+                  "gptq, compressed-tensors or affine");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+AutoRoundLayout AutoRoundLayoutOf(const std::vector<PlannedModule>& modules) {
+  const auto every = [&modules](auto holds) {
+    return std::all_of(modules.begin(), modules.end(), holds);
+  };
+  if (every([](const PlannedModule& module) { return module.scheme.symmetric; })) {
+    return AutoRoundLayout::kGptq;
+  }
+  return every([](const PlannedModule& module) { return module.scheme.bits == 4; })
+             ? AutoRoundLayout::kAwq
+             : AutoRoundLayout::kTrueZeros;
+}
+
+absl::Status CheckFormatHolds(const std::string& format,
+                              const std::vector<PlannedModule>& modules) {
+  const bool auto_round = format == "auto-round";
+  const bool auto_awq = auto_round && AutoRoundLayoutOf(modules) == AutoRoundLayout::kAwq;
+  for (const PlannedModule& module : modules) {
+    absl::Status status;
+    if (format == "gptq") {
+      status = CheckGptq(format, module);
+    } else if (format == "awq" || auto_awq) {
+      status = CheckAwq(format, module);
+    } else if (auto_round) {
+      status = CheckMultiples(format, module, 32, 32);
+    }
+    if (!status.ok()) return status;
+  }
+  if (format == "awq") return CheckOneGroupSize(format, modules);
+  return absl::OkStatus();
+}
+
+}  // namespace ptq

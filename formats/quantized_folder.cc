@@ -1,0 +1,98 @@
+#include "formats/quantized_folder.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/file.h"
+#include "common/status_macros.h"
+#include "common/status_util.h"
+#include "formats/headers/quote.h"
+#include "formats/headers/tensor_table.h"
+
+namespace ptq {
+namespace {
+
+constexpr int64_t kMaxConfigBytes = 16 << 20;
+
+absl::Status CheckPlain(const TableTensor& expected, const CheckpointTensor* found) {
+  if (found == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tensor ", expected.name,
+        expected.role == TensorRole::kHead
+            ? " is missing: a quantized head is not supported, only its original dtype"
+            : " is missing from the checkpoint, and no quantized weight takes its place"));
+  }
+  const DType dtype = found->info.dtype;
+  if (dtype != DType::kF32 && dtype != DType::kF16 && dtype != DType::kBF16) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: tensor %s has dtype %s; F32, F16 and BF16 are supported", found->file,
+                        expected.name, DTypeName(dtype)));
+  }
+  if (found->info.shape != expected.shape) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "%s: tensor %s has shape %s, but config.json asks for %s", found->file, expected.name,
+        ShapeToString(found->info.shape), ShapeToString(expected.shape)));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<QuantizedFolder> InspectQuantizedFolder(const std::string& folder) {
+  if (!IsDirectory(folder)) {
+    return absl::NotFoundError("the folder " + Quote(folder) + " does not exist");
+  }
+  const std::string path = JoinPath(folder, "config.json");
+  if (!PathExists(path)) {
+    return absl::InvalidArgumentError("config.json is missing from " + Quote(folder));
+  }
+  PTQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
+  auto json = ParseJson(text);
+  if (!json.ok()) return Annotate(json.status(), path);
+  QuantizedFolder result;
+  if (json->is_object()) {
+    for (const char* key : {"quantization_config", "compression_config"}) {
+      if (result.quantization_config.is_null()) {
+        result.quantization_config = json->value(key, Json());
+      }
+      json->erase(key);
+    }
+  }
+  if (!result.quantization_config.is_object()) {
+    return absl::InvalidArgumentError(
+        path + " has no quantization_config: the folder holds no quantized model");
+  }
+  PTQ_ASSIGN_OR_RETURN(result.model.config,
+                       ParseModelConfig(DumpJson(*json), &result.model.warnings));
+  PTQ_ASSIGN_OR_RETURN(result.model.index, CheckpointIndex::Open(folder));
+  result.model.has_tokenizer = PathExists(JoinPath(folder, "tokenizer.json"));
+  return result;
+}
+
+absl::Status CheckPlainTensors(const CheckpointInspection& model,
+                               const std::set<std::string>& quantized,
+                               const std::set<std::string>& parts) {
+  std::set<std::string> modules;  // of the blocks
+  for (const TableTensor& expected : BuildTensorTable(model.config)) {
+    if (expected.block >= 0) modules.insert(expected.module);
+    if (quantized.contains(expected.name)) continue;
+    PTQ_RETURN_IF_ERROR(CheckPlain(expected, model.index.Find(expected.name)));
+  }
+  for (const auto& [name, tensor] : model.index.tensors()) {
+    if (parts.contains(name)) continue;
+    for (const std::string& module : {name.substr(0, name.rfind('.'))}) {
+      const bool plain = absl::EndsWith(name, ".weight") || absl::EndsWith(name, ".bias");
+      if (!modules.contains(module) || plain) continue;
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "%s: tensor %s is neither part of the model nor of its quantized weights as "
+          "quantization_config describes them",
+          tensor.file, Quote(name)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace ptq
