@@ -101,6 +101,9 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
                          "symmetric. Repeatable; the first rule that matches wins.")
              ->type_name("RULE")
              ->allow_extra_args(false));
+  scheme(command.add_flag("--allow-split-fused-sets", spec.allow_split_fused_sets,
+                          "Let rules give q, k and v, or gate and up, different schemes. vLLM and "
+                          "SGLang load each of these sets as one layer and refuse such a model."));
   scheme(AddChoice(command, "--scale-rule", spec.scale_rule, ParseScaleRule, ScaleRuleName,
                    absl::StrJoin(kScaleRuleNames, "|"),
                    "How rtn derives scales: Auto-Round's full-range rule or torchao's own."));
@@ -239,6 +242,7 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
     if (rule->group_size.has_value()) entry.set_group_size(*rule->group_size);
     if (rule->symmetric.has_value()) entry.set_symmetric(*rule->symmetric);
   }
+  message.set_allow_split_fused_sets(spec.allow_split_fused_sets);
   message.set_output_format(OutputFormatName(spec.format));
   message.set_seed(spec.seed);
   message.mutable_resources()->set_device(DeviceName(spec.device));

@@ -116,6 +116,33 @@ std::string WorstLayerTable(const Json& report) {
   return "\nLayers with the largest errors\n" + FormatTable(rows);
 }
 
+// One line a format and loader; what a refusing loader says stands below.
+std::string LoaderTable(const Json& report) {
+  const Json* formats = Find(report, {"loaders"});
+  if (formats == nullptr || !formats->is_array()) return "";
+  std::vector<std::vector<std::string>> rows = {{"FORMAT", "LOADER", "VERDICT", "NEEDS"}};
+  std::string sentences;
+  for (const Json& format : *formats) {
+    const Json* loaders = Find(format, {"loaders"});
+    if (loaders == nullptr || !loaders->is_array()) continue;
+    for (const Json& loader : *loaders) {
+      const std::string name = Text(loader, "loader");
+      std::string verdict = Text(loader, "verdict");
+      std::replace(verdict.begin(), verdict.end(), '_', ' ');
+      rows.push_back({Text(format, "format"), name, verdict, Text(loader, "needs")});
+      for (const char* kind : {"problems", "remarks"}) {
+        const Json* list = Find(loader, {kind});
+        if (list == nullptr || !list->is_array()) continue;
+        for (const Json& sentence : *list) {
+          if (!sentence.is_string()) continue;
+          sentences += "  " + name + ": " + sentence.get<std::string>() + "\n";
+        }
+      }
+    }
+  }
+  return rows.size() == 1 ? "" : "\nLoaders\n" + FormatTable(rows) + sentences;
+}
+
 std::string TimeLine(const Json& report) {
   std::vector<std::string> parts;
   for (const char* phase :
@@ -175,7 +202,7 @@ std::string ReportSummary(const Json& report) {
 
 std::string ReportDetails(const Json& report) {
   return ReportSummary(report) + TuningLines(report) + BlockTable(report) +
-         WorstLayerTable(report) + TimeLine(report) + Warnings(report);
+         WorstLayerTable(report) + LoaderTable(report) + TimeLine(report) + Warnings(report);
 }
 
 std::string SpecSummary(const v1::QuantizationSpec& spec) {

@@ -157,6 +157,7 @@ std::string FlagForField(const std::string& field_path) {
       {"output_format", "--format"},
       {"rule", "--rule"},
       {"rules", "--rule"},
+      {"allow_split_fused_sets", "--allow-split-fused-sets"},
       {"scale_rule", "--scale-rule"},
       {"labels", "--label"},
       {"request_id", "--request-id"},

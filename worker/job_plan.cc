@@ -141,6 +141,7 @@ absl::StatusOr<JobPlan> PlanJob(const JobSpec& spec) {
                                    plan.inspection));
   const ModelConfig& config = plan.inspection.config;
   PTQ_ASSIGN_OR_RETURN(plan.schemes, ResolveSchemes(spec, BuildTensorTable(config)));
+  PTQ_RETURN_IF_ERROR(CheckLoadersTake(spec, plan.schemes, &plan.warnings));
   PTQ_ASSIGN_OR_RETURN(plan.stored_dtype, LinearDtype(plan.inspection, plan.schemes));
   PTQ_ASSIGN_OR_RETURN(plan.compute.device, SelectDevice(spec.device));
   plan.compute.dtype = ChooseComputeDtype(plan.compute.device, plan.stored_dtype);

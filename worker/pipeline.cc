@@ -26,6 +26,7 @@
 #include "worker/device.h"
 #include "worker/engine_version.h"
 #include "worker/evaluation.h"
+#include "worker/loader_report.h"
 #include "worker/process_memory.h"
 #include "worker/report_html.h"
 
@@ -138,12 +139,14 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   }
 
   const Json calibration = SummarizeCalibration(plan_.spec, folder_.finished_blocks(), &warnings_);
+  const Json loaders = JudgeFormats({{OutputFormatName(plan_.spec.format), folder_.path()}});
   ReportInputs inputs{.plan = plan_,
                       .inputs = folder_.identity().inputs,
                       .environment = folder_.identity().environment,
                       .blocks = folder_.finished_blocks(),
                       .calibration = calibration,
                       .evaluation = std::move(evaluation),
+                      .loaders = loaders,
                       .outputs = outputs,
                       .warnings = warnings_,
                       .blocks_resumed = blocks_resumed_,

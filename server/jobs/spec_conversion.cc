@@ -37,6 +37,7 @@ constexpr std::pair<const char*, const char*> kFieldPaths[] = {
     {"evaluation_samples", "spec.evaluation.samples"},
     {"format", "spec.output_format"},
     {"rule", "spec.rules"},
+    {"allow_split_fused_sets", "spec.allow_split_fused_sets"},
 };
 
 // The text that --rule would have had.
@@ -130,6 +131,7 @@ absl::StatusOr<JobSpec> ToJobSpec(const v1::QuantizationSpec& spec) {
   if (spec.scheme().has_group_size()) result.group_size = spec.scheme().group_size();
   result.asymmetric = spec.scheme().asymmetric();
   for (const v1::ModuleRule& rule : spec.rules()) result.rule.push_back(RuleText(rule));
+  result.allow_split_fused_sets = spec.allow_split_fused_sets();
   if (!spec.output_format().empty()) {
     auto format = ParseOutputFormat(spec.output_format());
     if (!format.ok()) return InvalidField("spec.output_format", Message(format.status()));

@@ -243,6 +243,20 @@ TEST(ReportTextTest, DetailsNameTheRecipeAndJudgeTheCalibration) {
   EXPECT_EQ(details(R"({"tuning": null, "calibration": null})"), "");
 }
 
+TEST(ReportTextTest, DetailsSayWhichLoadersLoadTheResult) {
+  const auto report = ParseJson(R"({"loaders": [{"format": "affine", "loaders": [
+    {"loader": "transformers", "verdict": "loads", "problems": [], "remarks": [],
+     "needs": "torchao >= 0.15"},
+    {"loader": "vllm", "verdict": "does_not_load", "problems": ["q_proj: no"], "remarks": [],
+     "needs": null}]}]})");
+  EXPECT_EQ(ReportDetails(*report),
+            "\nLoaders\n"
+            "FORMAT  LOADER        VERDICT        NEEDS\n"
+            "affine  transformers  loads          torchao >= 0.15\n"
+            "affine  vllm          does not load\n"
+            "  vllm: q_proj: no\n");
+}
+
 TEST(ReportTextTest, ASpecsSummaryNamesARecipeThatIsNotTheDefault) {
   v1::QuantizationSpec spec;
   spec.mutable_auto_round();

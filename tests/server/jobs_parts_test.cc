@@ -173,6 +173,7 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   spec.mutable_scheme()->set_bits(3);
   spec.mutable_scheme()->set_group_size(-1);
   spec.mutable_scheme()->set_asymmetric(true);
+  spec.set_allow_split_fused_sets(true);
   spec.add_rules()->set_pattern("a:b");
   spec.mutable_rules(0)->set_skip(true);
   spec.add_rules()->set_pattern("c");
@@ -198,6 +199,7 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   EXPECT_EQ(job.group_size, -1);
   EXPECT_TRUE(job.asymmetric);
   EXPECT_THAT(job.rule, ElementsAre("a:b:skip", "c:bits=8,group_size=32,symmetric=true"));
+  EXPECT_TRUE(job.allow_split_fused_sets);
   EXPECT_EQ(job.format, OutputFormat::kDequantized);
   EXPECT_EQ(job.seed, 0u);
   EXPECT_EQ(job.samples, 4);

@@ -127,6 +127,7 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   if (key == "evaluation_samples") return Assign(key, value, &spec->evaluation_samples);
   if (key == "format") return AssignName(key, value, ParseOutputFormat, &spec->format);
   if (key == "rule") return Assign(key, value, &spec->rule);
+  if (key == "allow_split_fused_sets") return Assign(key, value, &spec->allow_split_fused_sets);
   return absl::InvalidArgumentError("unknown key " + Quote(key));
 }
 
@@ -228,6 +229,7 @@ Json JobSpecToJson(const JobSpec& spec) {
   json["evaluation_samples"] = spec.evaluation_samples;
   json["format"] = OutputFormatName(spec.format);
   json["rule"] = spec.rule;
+  json["allow_split_fused_sets"] = spec.allow_split_fused_sets;
   return json;
 }
 

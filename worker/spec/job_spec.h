@@ -80,6 +80,9 @@ struct JobSpec {
   int64_t evaluation_samples = 128;  // windows; 0: all
   OutputFormat format = OutputFormat::kAffine;
   std::vector<std::string> rule;  // "PATTERN:bits=8,group_size=32" or "PATTERN:skip", in order
+  // Rules may give the members of a fused set (q, k and v; gate and up) different schemes, which
+  // vLLM and SGLang then can't load.
+  bool allow_split_fused_sets = false;
 
   int64_t EffectiveIterations() const {
     return iterations != 0 ? iterations : kRecipeIterations[static_cast<size_t>(recipe)];

@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
+#include "formats/headers/loader_rules/planned_rules.h"
 #include "formats/headers/quote.h"
 
 namespace ptq {
@@ -261,6 +262,17 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
   }
   PTQ_RETURN_IF_ERROR(CheckGroupSizes(layers));
   return layers;
+}
+
+absl::Status CheckLoadersTake(const JobSpec& spec, const std::vector<EffectiveScheme>& layers,
+                              std::vector<std::string>* warnings) {
+  std::vector<PlannedLayer> planned;
+  planned.reserve(layers.size());
+  for (const EffectiveScheme& layer : layers) {
+    planned.push_back({layer.module, layer.out_features, layer.in_features, layer.scheme});
+  }
+  return CheckPlannedLayers(planned, {OutputFormatName(spec.format)}, spec.allow_split_fused_sets,
+                            warnings);
 }
 
 }  // namespace ptq

@@ -37,7 +37,8 @@ TEST(JobSpecTest, JsonHasEveryKeyInOrderWithItsDefault) {
       R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","recipe":"default",)"
       R"("iterations":0,"batch_size":8,"fisher_tokens":-1,"tuning_precision":"auto",)"
       R"("samples":128,"sequence_length":2048,"seed":42,"device":"auto",)"
-      R"("low_memory":"auto","evaluation_window":0,"evaluation_samples":128,"format":"affine","rule":[]})");
+      R"("low_memory":"auto","evaluation_window":0,"evaluation_samples":128,"format":"affine","rule":[],)"
+            R"("allow_split_fused_sets":false})");
 }
 
 TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
@@ -64,6 +65,7 @@ TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
   spec.evaluation_samples = 0;
   spec.format = OutputFormat::kDequantized;
   spec.rule = {"a.*:skip", "b:bits=8"};
+  spec.allow_split_fused_sets = true;
   // Both from the document in memory and from its text.
   PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec from_json, JobSpecFromJson(JobSpecToJson(spec)));
   EXPECT_EQ(from_json, spec);
