@@ -205,19 +205,29 @@ std::string ReportDetails(const Json& report) {
          WorstLayerTable(report) + LoaderTable(report) + TimeLine(report) + Warnings(report);
 }
 
+namespace {
+
+// "W4G128", "W8 channel asym".
+std::string SchemeText(const v1::QuantizationSpec& spec) {
+  const int bits = spec.scheme().has_bits() ? spec.scheme().bits() : 4;
+  const int64_t group = spec.scheme().has_group_size() ? spec.scheme().group_size() : 128;
+  std::string text = absl::StrFormat("W%d", bits);
+  if (group > 0) text += absl::StrFormat("G%d", group);
+  if (group == -1) text += " channel";
+  if (group == 0) text += " tensor";
+  if (spec.scheme().asymmetric()) text += " asym";
+  return text;
+}
+
+}  // namespace
+
 std::string SpecSummary(const v1::QuantizationSpec& spec) {
   // The defaults are those of the API's messages.
   std::string algorithm = AlgorithmFieldName(spec);
   if (algorithm.empty()) algorithm = AlgorithmName(JobSpec().algorithm);
   const std::string& recipe = spec.auto_round().recipe();
   if (!recipe.empty() && recipe != RecipeName(JobSpec().recipe)) algorithm += " " + recipe;
-  const int bits = spec.scheme().has_bits() ? spec.scheme().bits() : 4;
-  const int64_t group = spec.scheme().has_group_size() ? spec.scheme().group_size() : 128;
-  std::string text = absl::StrFormat("%s W%d", algorithm, bits);
-  if (group > 0) text += absl::StrFormat("G%d", group);
-  if (group == -1) text += " channel";
-  if (group == 0) text += " tensor";
-  if (spec.scheme().asymmetric()) text += " asym";
+  std::string text = algorithm + " " + (spec.preset().empty() ? SchemeText(spec) : spec.preset());
   if (spec.rules_size() > 0) {
     text +=
         absl::StrFormat(" +%d %s", spec.rules_size(), spec.rules_size() == 1 ? "rule" : "rules");
@@ -290,7 +300,11 @@ std::string CapabilitiesDetails(const v1::ServerCapabilities& capabilities) {
   rows.push_back({"Model roots:", capabilities.model_roots().empty()
                                       ? "none (--server-path is refused)"
                                       : absl::StrJoin(capabilities.model_roots(), ", ")});
-  return FormatTable(rows);
+  std::vector<std::vector<std::string>> presets;
+  for (const v1::Preset& preset : capabilities.presets()) {
+    presets.push_back({"  " + preset.name(), preset.description()});
+  }
+  return FormatTable(rows) + (presets.empty() ? "" : "Presets:\n" + FormatTable(presets));
 }
 
 }  // namespace ptq

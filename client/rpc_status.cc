@@ -142,6 +142,7 @@ std::string FlagForField(const std::string& field_path) {
       {"samples", "--samples"},
       {"sequence_length", "--sequence-length"},
       {"algorithm", "--algorithm"},
+      {"preset", "--preset"},
       {"bits", "--bits"},
       {"group_size", "--group-size"},
       {"asymmetric", "--asymmetric"},

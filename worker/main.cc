@@ -71,8 +71,8 @@ int main(int argc, char** argv) {
       ->add_option("--for", loaders,
                    "A loader that must load it; repeatable. Default: say it of all, one suffices.")
       ->type_name(absl::StrJoin(ptq::kLoaderNames, "|"))
-      ->check(CLI::IsMember(std::vector<std::string>(ptq::kLoaderNames.begin(),
-                                                     ptq::kLoaderNames.end()))
+      ->check(CLI::IsMember(
+                  std::vector<std::string>(ptq::kLoaderNames.begin(), ptq::kLoaderNames.end()))
                   .description(""))
       ->allow_extra_args(false);
   check->add_flag("--json", check_options.json, "Print the verdicts as JSON");

@@ -473,19 +473,21 @@ std::string ModuleTable(const Json& report) {
   std::string rows;
   for (const Json& block : Array(report, "blocks")) {
     for (const Json& module : Array(block, "modules")) {
-      rows += Row({Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
-                   Escape(Text(module, {"group_size"})), Figure(Number(module, {"output_mse"})),
-                   Percent(Number(module, {"relative_error"})),
-                   Figure(Number(module, {"rtn_output_mse"})),
-                   Escape(Text(module, {"fallback_reason"}))});
+      rows += Row(
+          {Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
+           Escape(Text(module, {"group_size"})),
+           Text(module, {"symmetric"}) == "false" ? "yes" : "no",
+           Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
+           Figure(Number(module, {"rtn_output_mse"})), Escape(Text(module, {"fallback_reason"}))});
     }
   }
   if (rows.empty()) return "";
   return "<details><summary>All layers</summary>" +
-         Panel(
-             "<table>" +
-             Row({"layer", "bits", "group", "output MSE", "relative", "by rtn", "fallback"}, "th") +
-             rows + "</table>") +
+         Panel("<table>" +
+               Row({"layer", "bits", "group", "zero points", "output MSE", "relative", "by rtn",
+                    "fallback"},
+                   "th") +
+               rows + "</table>") +
          "</details>\n";
 }
 
@@ -609,9 +611,11 @@ std::string RenderHtmlReport(const Json& report) {
   const std::string kind =
       Text(report, {"spec", "asymmetric"}) == "true" ? "asymmetric" : "symmetric";
   const std::string recipe = Text(report, {"tuning", "recipe"});
+  const std::string preset = Text(report, {"spec", "preset"});
   const std::string subtitle = absl::StrFormat(
       "%s, %s bits, group size %s, %s · %s parameters in %s blocks, %s",
-      Escape(recipe.empty() ? method : method + ", " + recipe + " recipe"),
+      Escape((recipe.empty() ? method : method + ", " + recipe + " recipe") +
+             (preset.empty() ? "" : ", preset " + preset)),
       bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind,
       Count(Number(report, {"model", "parameters"})),
       Escape(Text(report, {"model", "block_count"})), Escape(Text(report, {"model", "dtype"})));
@@ -621,8 +625,8 @@ std::string RenderHtmlReport(const Json& report) {
          "</style></head>\n<body><main>\n<h1>" + Escape(model) + "</h1>\n<p class=\"note\">" +
          subtitle + "</p>\n" + SummaryCards(report) + Warnings(report) + Evaluation(report) +
          KldHistogram(report) + Tuning(report) + LossCurves(report) + ErrorAgainstRtn(report) +
-         BitsMap(report) + ModuleTable(report) + Loaders(report) + Resources(report) + Provenance(report) +
-         "</main></body></html>\n";
+         BitsMap(report) + ModuleTable(report) + Loaders(report) + Resources(report) +
+         Provenance(report) + "</main></body></html>\n";
 }
 
 }  // namespace ptq

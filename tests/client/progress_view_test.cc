@@ -265,12 +265,17 @@ TEST(ReportTextTest, ASpecsSummaryNamesARecipeThatIsNotTheDefault) {
   EXPECT_EQ(SpecSummary(spec), "auto-round W4G128");
   spec.mutable_auto_round()->set_recipe("paper");
   EXPECT_EQ(SpecSummary(spec), "auto-round paper W4G128");
+  spec.set_preset("W4A16_M");
+  EXPECT_EQ(SpecSummary(spec), "auto-round paper W4A16_M");
 }
 
 TEST(ReportTextTest, CapabilitiesListTheRecipes) {
   v1::ServerCapabilities capabilities;
   capabilities.add_recipes("paper");
   capabilities.add_recipes("fast");
+  capabilities.add_presets()->set_name("W4A16");
+  capabilities.mutable_presets(0)->set_description("4 bits");
+  EXPECT_THAT(CapabilitiesDetails(capabilities), HasSubstr("Presets:\n  W4A16  4 bits\n"));
   EXPECT_THAT(CapabilitiesDetails(capabilities), HasSubstr("paper, fast\n"));
 }
 

@@ -210,6 +210,16 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   EXPECT_EQ(job.low_memory, LowMemory::kOn);
 }
 
+TEST(SpecConversionTest, APresetIsItsScheme) {
+  v1::QuantizationSpec spec;
+  spec.set_model("m");
+  spec.mutable_rtn();
+  spec.set_preset("W2A16G32");
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec job, ToJobSpec(spec));
+  EXPECT_EQ(job.preset, "W2A16G32");
+  EXPECT_EQ(job.DefaultScheme(), (QuantizationScheme{2, 32, true}));
+}
+
 TEST(SpecConversionTest, EveryRecipeIsKnown) {
   for (const char* name : kRecipeNames) {
     v1::QuantizationSpec spec;
@@ -261,6 +271,19 @@ TEST(SpecConversionTest, ErrorsNameTheFieldOfTheRequest) {
             "spec.auto_round.tuning_precision");
   EXPECT_EQ(field([](Spec& s) { s.set_output_format("gguf"); }), "spec.output_format");
   EXPECT_EQ(field([](Spec& s) { s.add_rules()->set_pattern("("); }), "spec.rules");
+  EXPECT_EQ(field([](Spec& s) { s.set_preset("W9A16"); }), "spec.preset");
+  const auto beside_preset = [&](auto change) {
+    return field([&](Spec& s) {
+      s.set_preset("W4A16");
+      change(*s.mutable_scheme());
+    });
+  };
+  // Even where it says the same.
+  EXPECT_EQ(beside_preset([](v1::WeightScheme& w) { w.set_bits(4); }), "spec.scheme.bits");
+  EXPECT_EQ(beside_preset([](v1::WeightScheme& w) { w.set_group_size(64); }),
+            "spec.scheme.group_size");
+  EXPECT_EQ(beside_preset([](v1::WeightScheme& w) { w.set_asymmetric(true); }),
+            "spec.scheme.asymmetric");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_device("tpu"); }),
             "spec.resources.device");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_low_memory("off"); }),

@@ -59,6 +59,8 @@ struct JobSpec {
   std::string evaluation;   // file, or "": no evaluation
 
   Algorithm algorithm = Algorithm::kAutoRound;
+  // A name of presets.h, or "". It sets the next three, and rules that follow those of `rule`.
+  std::string preset;
   int bits = 4;              // 2..8
   int64_t group_size = 128;  // -1 channel, 0 tensor
   bool asymmetric = false;
@@ -94,9 +96,14 @@ struct JobSpec {
   bool operator==(const JobSpec&) const = default;
 };
 
+// Makes `spec` one of the preset: its name, bits, group_size and asymmetric. kInvalidArgument
+// listing the names.
+absl::Status UsePreset(const std::string& name, JobSpec* spec);
+
 // Every key of the struct, in the struct's order, defaults included.
 Json JobSpecToJson(const JobSpec& spec);
-// Unknown keys and wrong types are kInvalidArgument naming the key; ranges are ValidateJobSpec's.
+// Unknown keys and wrong types are kInvalidArgument naming the key, and so is bits, group_size or
+// asymmetric beside a preset with another value than the preset's; ranges are ValidateJobSpec's.
 absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json);
 absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text);
 

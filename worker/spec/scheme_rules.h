@@ -37,7 +37,8 @@ struct EffectiveScheme {
 };
 
 // One entry for every linear layer inside the decoder blocks of `table`, in its order; the first
-// rule that matches wins. kInvalidArgument: a rule that matches no module; a group size that does
+// rule that matches wins, those of the preset after all others. kInvalidArgument: a rule that
+// matches no module; a group size that does
 // not divide in_features, listing the layers, and the `skip` rule that would leave them alone.
 absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
                                                             const std::vector<TableTensor>& table);
