@@ -11,6 +11,7 @@
 #include "common/status_macros.h"
 #include "common/status_util.h"
 #include "proto/algorithm_field.h"
+#include "worker/spec/presets.h"
 #include "worker/spec/scheme_rules.h"
 
 namespace ptq {
@@ -84,17 +85,36 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
                 absl::StrJoin(kAlgorithmNames, "|"),
                 "auto-round learns the rounding block by block (best); gptq solves each layer in "
                 "closed form; opt-rtn searches scales; rtn only rounds."));
-  scheme(command.add_option("--bits", spec.bits, "Bits of a weight, 2 to 8.")
-             ->type_name("N")
-             ->capture_default_str());
-  scheme(command
-             .add_option("--group-size", spec.group_size,
-                         "Weights of a row that share a scale; -1: the whole row, 0: the whole "
-                         "tensor.")
-             ->type_name("N")
-             ->capture_default_str());
-  scheme(command.add_flag("--asymmetric", spec.asymmetric,
-                          "Codes with a zero point instead of symmetric ones."));
+  CLI::Option* preset =
+      command
+          .add_option_function<std::string>(
+              "--preset",
+              [&spec](const std::string& name) {
+                const absl::Status used = UsePreset(name, &spec);
+                if (!used.ok()) throw CLI::ValidationError(WithFlagNames(Message(used)));
+              },
+              "Bits, groups and zero points by a name; `ptq capabilities` says what each stands "
+              "for. Rules go before those of the preset.")
+          ->type_name(PresetNames("|"));
+  scheme(preset);
+  CLI::Option* bits = command.add_option("--bits", spec.bits, "Bits of a weight, 2 to 8.")
+                          ->type_name("N")
+                          ->capture_default_str();
+  scheme(bits);
+  preset->excludes(bits);
+  CLI::Option* group_size =
+      command
+          .add_option("--group-size", spec.group_size,
+                      "Weights of a row that share a scale; -1: the whole row, 0: the whole "
+                      "tensor.")
+          ->type_name("N")
+          ->capture_default_str();
+  scheme(group_size);
+  preset->excludes(group_size);
+  CLI::Option* asymmetric = command.add_flag("--asymmetric", spec.asymmetric,
+                                             "Codes with a zero point instead of symmetric ones.");
+  scheme(asymmetric);
+  preset->excludes(asymmetric);
   scheme(command
              .add_option("--rule", spec.rule,
                          "'PATTERN:bits=8,group_size=32' or 'PATTERN:skip' for the modules whose "
@@ -102,6 +122,9 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
                          "symmetric. Repeatable; the first rule that matches wins.")
              ->type_name("RULE")
              ->allow_extra_args(false));
+  scheme(command.add_flag("--allow-split-fused-sets", spec.allow_split_fused_sets,
+                          "Let rules give q, k and v, or gate and up, different schemes. vLLM and "
+                          "SGLang load each of these sets as one layer and refuse such a model."));
   scheme(AddChoice(command, "--scale-rule", spec.scale_rule, ParseScaleRule, ScaleRuleName,
                    absl::StrJoin(kScaleRuleNames, "|"),
                    "How rtn derives scales: Auto-Round's full-range rule or torchao's own."));
@@ -238,9 +261,12 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
     tuning.set_tuning_precision(PrecisionName(spec.tuning_precision));
   }
   if (message.has_rtn()) message.mutable_rtn()->set_scale_rule(ScaleRuleName(spec.scale_rule));
-  message.mutable_scheme()->set_bits(spec.bits);
-  message.mutable_scheme()->set_group_size(spec.group_size);
-  message.mutable_scheme()->set_asymmetric(spec.asymmetric);
+  message.set_preset(spec.preset);
+  if (spec.preset.empty()) {
+    message.mutable_scheme()->set_bits(spec.bits);
+    message.mutable_scheme()->set_group_size(spec.group_size);
+    message.mutable_scheme()->set_asymmetric(spec.asymmetric);
+  }
   for (const std::string& text : spec.rule) {
     auto rule = ParseSchemeRule(text);
     if (!rule.ok()) {
@@ -253,6 +279,7 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
     if (rule->group_size.has_value()) entry.set_group_size(*rule->group_size);
     if (rule->symmetric.has_value()) entry.set_symmetric(*rule->symmetric);
   }
+  message.set_allow_split_fused_sets(spec.allow_split_fused_sets);
   for (const std::string& format : spec.format) message.add_output_formats(format);
   message.set_seed(spec.seed);
   message.mutable_resources()->set_device(DeviceName(spec.device));

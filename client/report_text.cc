@@ -116,6 +116,33 @@ std::string WorstLayerTable(const Json& report) {
   return "\nLayers with the largest errors\n" + FormatTable(rows);
 }
 
+// One line a format and loader; what a refusing loader says stands below.
+std::string LoaderTable(const Json& report) {
+  const Json* formats = Find(report, {"loaders"});
+  if (formats == nullptr || !formats->is_array()) return "";
+  std::vector<std::vector<std::string>> rows = {{"FORMAT", "LOADER", "VERDICT", "NEEDS"}};
+  std::string sentences;
+  for (const Json& format : *formats) {
+    const Json* loaders = Find(format, {"loaders"});
+    if (loaders == nullptr || !loaders->is_array()) continue;
+    for (const Json& loader : *loaders) {
+      const std::string name = Text(loader, "loader");
+      std::string verdict = Text(loader, "verdict");
+      std::replace(verdict.begin(), verdict.end(), '_', ' ');
+      rows.push_back({Text(format, "format"), name, verdict, Text(loader, "needs")});
+      for (const char* kind : {"problems", "remarks"}) {
+        const Json* list = Find(loader, {kind});
+        if (list == nullptr || !list->is_array()) continue;
+        for (const Json& sentence : *list) {
+          if (!sentence.is_string()) continue;
+          sentences += "  " + name + ": " + sentence.get<std::string>() + "\n";
+        }
+      }
+    }
+  }
+  return rows.size() == 1 ? "" : "\nLoaders\n" + FormatTable(rows) + sentences;
+}
+
 std::string TimeLine(const Json& report) {
   std::vector<std::string> parts;
   for (const char* phase :
@@ -175,8 +202,24 @@ std::string ReportSummary(const Json& report) {
 
 std::string ReportDetails(const Json& report) {
   return ReportSummary(report) + TuningLines(report) + BlockTable(report) +
-         WorstLayerTable(report) + TimeLine(report) + Warnings(report);
+         WorstLayerTable(report) + LoaderTable(report) + TimeLine(report) + Warnings(report);
 }
+
+namespace {
+
+// "W4G128", "W8 channel asym".
+std::string SchemeText(const v1::QuantizationSpec& spec) {
+  const int bits = spec.scheme().has_bits() ? spec.scheme().bits() : 4;
+  const int64_t group = spec.scheme().has_group_size() ? spec.scheme().group_size() : 128;
+  std::string text = absl::StrFormat("W%d", bits);
+  if (group > 0) text += absl::StrFormat("G%d", group);
+  if (group == -1) text += " channel";
+  if (group == 0) text += " tensor";
+  if (spec.scheme().asymmetric()) text += " asym";
+  return text;
+}
+
+}  // namespace
 
 std::string SpecSummary(const v1::QuantizationSpec& spec) {
   // The defaults are those of the API's messages.
@@ -184,13 +227,7 @@ std::string SpecSummary(const v1::QuantizationSpec& spec) {
   if (algorithm.empty()) algorithm = AlgorithmName(JobSpec().algorithm);
   const std::string& recipe = spec.auto_round().recipe();
   if (!recipe.empty() && recipe != RecipeName(JobSpec().recipe)) algorithm += " " + recipe;
-  const int bits = spec.scheme().has_bits() ? spec.scheme().bits() : 4;
-  const int64_t group = spec.scheme().has_group_size() ? spec.scheme().group_size() : 128;
-  std::string text = absl::StrFormat("%s W%d", algorithm, bits);
-  if (group > 0) text += absl::StrFormat("G%d", group);
-  if (group == -1) text += " channel";
-  if (group == 0) text += " tensor";
-  if (spec.scheme().asymmetric()) text += " asym";
+  std::string text = algorithm + " " + (spec.preset().empty() ? SchemeText(spec) : spec.preset());
   if (spec.rules_size() > 0) {
     text +=
         absl::StrFormat(" +%d %s", spec.rules_size(), spec.rules_size() == 1 ? "rule" : "rules");
@@ -263,7 +300,11 @@ std::string CapabilitiesDetails(const v1::ServerCapabilities& capabilities) {
   rows.push_back({"Model roots:", capabilities.model_roots().empty()
                                       ? "none (--server-path is refused)"
                                       : absl::StrJoin(capabilities.model_roots(), ", ")});
-  return FormatTable(rows);
+  std::vector<std::vector<std::string>> presets;
+  for (const v1::Preset& preset : capabilities.presets()) {
+    presets.push_back({"  " + preset.name(), preset.description()});
+  }
+  return FormatTable(rows) + (presets.empty() ? "" : "Presets:\n" + FormatTable(presets));
 }
 
 }  // namespace ptq

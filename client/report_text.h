@@ -14,8 +14,8 @@ namespace ptq {
 // weight. What the report lacks is left out; "" if it has none of it.
 std::string ReportSummary(const Json& report);
 
-// The summary, then the recipe, the calibration, blocks, the layers with the largest errors, times
-// and warnings.
+// The summary, then the recipe, the calibration, blocks, the layers with the largest errors, which
+// loaders load the result, times and warnings.
 std::string ReportDetails(const Json& report);
 
 // One job in "key: value" lines.

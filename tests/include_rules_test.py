@@ -41,7 +41,7 @@ ONLY_IN = {
     RPC: ["proto", "server", "client", "tests"],
     ("sqlite3.h", "libpq-fe.h"): ["server/store"],
     ("spdlog/", "fmt/"): ["common/logging.cc"],
-    ("re2/",): ["formats/module_pattern", "worker/spec", "tests"],
+    ("re2/",): ["formats/module_pattern", "formats/headers/loader_rules", "worker/spec", "tests"],
 }
 # Folders inside a torch-using folder that must stay torch-free, because ptqd links them.
 TORCH_FREE = ["formats/headers", "worker/spec", "server", "client"]

@@ -144,6 +144,7 @@ absl::StatusOr<JobPlan> PlanJob(const JobSpec& spec) {
                                    plan.inspection));
   const ModelConfig& config = plan.inspection.config;
   PTQ_ASSIGN_OR_RETURN(plan.schemes, ResolveSchemes(spec, BuildTensorTable(config)));
+  PTQ_RETURN_IF_ERROR(CheckLoadersTake(spec, plan.schemes, &plan.warnings));
   PTQ_ASSIGN_OR_RETURN(plan.stored_dtype, LinearDtype(plan.inspection, plan.schemes));
   for (const std::string& name : spec.format) {
     const CheckpointFormat* format = FindCheckpointFormat(name);

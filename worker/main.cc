@@ -7,12 +7,14 @@
 #include <cstdlib>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/cancellation.h"
 #include "common/logging.h"
 #include "common/status_util.h"
+#include "worker/check_command.h"
 #include "worker/convert.h"
 #include "worker/device.h"
 #include "worker/engine_version.h"
@@ -80,6 +82,22 @@ int main(int argc, char** argv) {
   convert->add_option("--output", conversion.output, "Folder of the result: absent or empty")
       ->required();
   convert->add_flag("--verbose", verbose, "Log more");
+  ptq::CheckOptions check_options;
+  CLI::App* check = app.add_subcommand(
+      "check", "Say which loaders load a folder, by their rules over headers and JSON");
+  check->footer("Exit status: 0 it loads, 1 it does not, 2 there is no model to judge.");
+  check->add_option("DIR", check_options.path, "Folder of a quantized model, or a .gguf file")
+      ->required();
+  std::vector<std::string> loaders;
+  check
+      ->add_option("--for", loaders,
+                   "A loader that must load it; repeatable. Default: say it of all, one suffices.")
+      ->type_name(absl::StrJoin(ptq::kLoaderNames, "|"))
+      ->check(CLI::IsMember(
+                  std::vector<std::string>(ptq::kLoaderNames.begin(), ptq::kLoaderNames.end()))
+                  .description(""))
+      ->allow_extra_args(false);
+  check->add_flag("--json", check_options.json, "Print the verdicts as JSON");
   try {
     app.parse(argc, argv);
     if (convert->parsed()) {
@@ -89,6 +107,12 @@ int main(int argc, char** argv) {
     }
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? ptq::kExitDone : ptq::kExitBadSpec;
+  }
+  if (check->parsed()) {
+    for (const std::string& loader : loaders) {
+      check_options.loaders.push_back(*ptq::ParseLoader(loader));
+    }
+    return ptq::RunCheck(check_options);
   }
   if (verbose) ptq::SetMinimumLogSeverity(ptq::LogSeverity::kDebug);
 

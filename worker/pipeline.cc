@@ -27,6 +27,7 @@
 #include "worker/engine_version.h"
 #include "worker/evaluation.h"
 #include "worker/export_formats.h"
+#include "worker/loader_report.h"
 #include "worker/process_memory.h"
 #include "worker/report_html.h"
 
@@ -155,12 +156,18 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   }
 
   const Json calibration = SummarizeCalibration(plan_.spec, folder_.finished_blocks(), &warnings_);
+  std::vector<WrittenFormat> written;
+  for (const std::string& format : plan_.spec.format) {
+    written.push_back({format, FormatFolder(folder_.path(), plan_.spec.format, format)});
+  }
+  const Json loaders = JudgeFormats(written);
   ReportInputs inputs{.plan = plan_,
                       .inputs = folder_.identity().inputs,
                       .environment = folder_.identity().environment,
                       .blocks = folder_.finished_blocks(),
                       .calibration = calibration,
                       .evaluation = std::move(evaluation),
+                      .loaders = loaders,
                       .outputs = outputs,
                       .warnings = warnings_,
                       .blocks_resumed = blocks_resumed_,

@@ -260,6 +260,7 @@ Json BuildReport(const ReportInputs& inputs) {
   report["tuning"] = TuningToJson(inputs);
   report["calibration"] = inputs.calibration;
   report["evaluation"] = inputs.evaluation;
+  report["loaders"] = inputs.loaders;
   report["size"] = {{"before_bytes", sizes.before_bytes},
                     {"after_bytes", sizes.after_bytes},
                     {"quantized_weights", sizes.quantized_weights},

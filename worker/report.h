@@ -78,6 +78,7 @@ struct ReportInputs {
   std::vector<Json> blocks;
   Json calibration;  // SummarizeCalibration
   Json evaluation;   // or null
+  Json loaders;      // JudgeFormats
   std::vector<FileDigest> outputs;
   std::vector<std::string> warnings;  // beside the plan's and those of fallbacks
   int64_t blocks_resumed = 0;

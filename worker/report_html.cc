@@ -28,6 +28,7 @@ margin:20px 0}.card,.panel{background:var(--card);border:1px solid var(--line);b
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:6px 10px;
 text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th{font-weight:600;color:var(--dim);font-size:.85rem}
 th:first-child,td:first-child{text-align:left}tr:last-child td{border-bottom:0}td:first-child{white-space:normal}
+.loaders th,.loaders td{text-align:left;vertical-align:top}.loaders td:last-child{white-space:normal}
 .facts td:first-child{color:var(--dim);width:30%;min-width:9ch}.facts td:last-child{text-align:left;white-space:normal}
 td.part{padding-left:28px;color:var(--dim)}.grid td,.grid th{padding:4px 6px;text-align:center}
 .grid td{border:2px solid var(--card);border-radius:6px;font-size:.82rem}.grid td:first-child,.grid th:first-child{text-align:left;color:var(--dim);white-space:nowrap}
@@ -472,20 +473,61 @@ std::string ModuleTable(const Json& report) {
   std::string rows;
   for (const Json& block : Array(report, "blocks")) {
     for (const Json& module : Array(block, "modules")) {
-      rows += Row({Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
-                   Escape(Text(module, {"group_size"})), Figure(Number(module, {"output_mse"})),
-                   Percent(Number(module, {"relative_error"})),
-                   Figure(Number(module, {"rtn_output_mse"})),
-                   Escape(Text(module, {"fallback_reason"}))});
+      rows += Row(
+          {Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
+           Escape(Text(module, {"group_size"})),
+           Text(module, {"symmetric"}) == "false" ? "yes" : "no",
+           Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
+           Figure(Number(module, {"rtn_output_mse"})), Escape(Text(module, {"fallback_reason"}))});
     }
   }
   if (rows.empty()) return "";
   return "<details><summary>All layers</summary>" +
-         Panel(
-             "<table>" +
-             Row({"layer", "bits", "group", "output MSE", "relative", "by rtn", "fallback"}, "th") +
-             rows + "</table>") +
+         Panel("<table>" +
+               Row({"layer", "bits", "group", "zero points", "output MSE", "relative", "by rtn",
+                    "fallback"},
+                   "th") +
+               rows + "</table>") +
          "</details>\n";
+}
+
+std::string VerdictCell(const std::string& verdict) {
+  if (verdict == "loads") return "loads";
+  if (verdict == "loads_with_remark") return "loads, with a remark";
+  return verdict == "not_checked" ? "not checked" : "does not load";
+}
+
+// One row a format and loader, with what stands in the way or is to be known.
+std::string Loaders(const Json& report) {
+  std::string rows;
+  for (const Json& format : Array(report, "loaders")) {
+    const std::string name = Escape(Text(format, {"format"}));
+    if (const std::string error = Text(format, {"error"}); !error.empty()) {
+      rows += Row({name, "", "not checked", Escape(error)});
+    }
+    for (const Json& loader : Array(format, "loaders")) {
+      std::vector<std::string> notes;
+      if (const std::string needs = Text(loader, {"needs"}); !needs.empty()) {
+        notes.push_back("Needs " + Escape(needs) + ".");
+      }
+      for (const char* kind : {"problems", "remarks"}) {
+        for (const Json& sentence : Array(loader, kind)) {
+          if (sentence.is_string()) notes.push_back(Escape(sentence.get<std::string>()));
+        }
+      }
+      const std::string verdict = Text(loader, {"verdict"});
+      const bool bad = verdict == "does_not_load";
+      rows += "<tr><td>" + name + "</td><td>" + Escape(Text(loader, {"loader"})) +
+              "</td><td style=\"color:var(--" + (bad ? "bad" : "good") + ")\">" +
+              VerdictCell(verdict) + "</td><td>" + absl::StrJoin(notes, "<br>") + "</td></tr>\n";
+    }
+  }
+  if (rows.empty()) return "";
+  return Section("Where it loads",
+                 "By the loaders' own rules over names, shapes and keys. `ptq-worker check` says "
+                 "the same of any folder.",
+                 Panel("<table class=\"loaders\">" +
+                       Row({"format", "loader", "verdict", "notes"}, "th") + rows + "</table>"));
 }
 
 std::string Resources(const Json& report) {
@@ -569,9 +611,11 @@ std::string RenderHtmlReport(const Json& report) {
   const std::string kind =
       Text(report, {"spec", "asymmetric"}) == "true" ? "asymmetric" : "symmetric";
   const std::string recipe = Text(report, {"tuning", "recipe"});
+  const std::string preset = Text(report, {"spec", "preset"});
   const std::string subtitle = absl::StrFormat(
       "%s, %s bits, group size %s, %s · %s parameters in %s blocks, %s",
-      Escape(recipe.empty() ? method : method + ", " + recipe + " recipe"),
+      Escape((recipe.empty() ? method : method + ", " + recipe + " recipe") +
+             (preset.empty() ? "" : ", preset " + preset)),
       bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind,
       Count(Number(report, {"model", "parameters"})),
       Escape(Text(report, {"model", "block_count"})), Escape(Text(report, {"model", "dtype"})));
@@ -581,8 +625,8 @@ std::string RenderHtmlReport(const Json& report) {
          "</style></head>\n<body><main>\n<h1>" + Escape(model) + "</h1>\n<p class=\"note\">" +
          subtitle + "</p>\n" + SummaryCards(report) + Warnings(report) + Evaluation(report) +
          KldHistogram(report) + Tuning(report) + LossCurves(report) + ErrorAgainstRtn(report) +
-         BitsMap(report) + ModuleTable(report) + Resources(report) + Provenance(report) +
-         "</main></body></html>\n";
+         BitsMap(report) + ModuleTable(report) + Loaders(report) + Resources(report) +
+         Provenance(report) + "</main></body></html>\n";
 }
 
 }  // namespace ptq

@@ -123,6 +123,7 @@ absl::StatusOr<CheckpointIndex> CheckpointIndex::Open(const std::string& folder)
   for (const std::string& name : index.files_) {
     PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(JoinPath(folder, name)));
     PTQ_ASSIGN_OR_RETURN(auto header, ReadSafetensorsHeader(file, name));
+    index.metadata_[name] = std::move(header.metadata);
     for (TensorInfo& info : header.tensors) {
       const int64_t file_offset = header.data_offset + info.begin;
       index.total_bytes_ += info.bytes();

@@ -32,6 +32,10 @@ class CheckpointIndex {
   // Relative names of the safetensors files, sorted.
   const std::vector<std::string>& files() const { return files_; }
   const std::string& folder() const { return folder_; }
+  // "__metadata__" of a file.
+  const std::map<std::string, std::string>& metadata(const std::string& file) const {
+    return metadata_.at(file);
+  }
   // Sum of all tensors.
   int64_t total_bytes() const { return total_bytes_; }
 
@@ -39,6 +43,7 @@ class CheckpointIndex {
   std::string folder_;
   std::vector<std::string> files_;
   std::map<std::string, CheckpointTensor> tensors_;
+  std::map<std::string, std::map<std::string, std::string>> metadata_;  // by file
   int64_t total_bytes_ = 0;
 };
 

@@ -3,7 +3,9 @@
 #include <sys/random.h>
 
 #include <cctype>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
@@ -123,8 +125,10 @@ absl::StatusOr<JobRecord> MakeJobRecord(const std::string& tenant,
   PTQ_ASSIGN_OR_RETURN(
       const v1::Dataset evaluation,
       ResolveDataset(tenant, spec.evaluation, "spec.evaluation_dataset", inspection, inputs));
-  PTQ_RETURN_IF_ERROR(
-      AtSpecField(ResolveSchemes(spec, BuildTensorTable(inspection.config)).status()));
+  const auto schemes = ResolveSchemes(spec, BuildTensorTable(inspection.config));
+  PTQ_RETURN_IF_ERROR(AtSpecField(schemes.status()));
+  std::vector<std::string> warnings = inspection.warnings;
+  PTQ_RETURN_IF_ERROR(AtSpecField(CheckLoadersTake(spec, *schemes, &warnings)));
 
   JobRecord record;
   record.tenant = tenant;
@@ -139,7 +143,7 @@ absl::StatusOr<JobRecord> MakeJobRecord(const std::string& tenant,
       static_cast<int32_t>(inspection.config.num_hidden_layers));
   *job.mutable_action_digest() = ActionDigest(spec, model, calibration, evaluation);
   *job.mutable_create_time() = ToProtoTime(absl::Now());
-  for (const std::string& warning : inspection.warnings) job.add_warnings(warning);
+  for (const std::string& warning : warnings) job.add_warnings(warning);
   JobSpec shown = spec;
   shown.model = InputAsGiven(model);
   if (!spec.calibration.empty()) shown.calibration = InputAsGiven(calibration);

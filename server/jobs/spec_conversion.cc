@@ -19,6 +19,7 @@ constexpr std::pair<const char*, const char*> kFieldPaths[] = {
     {"calibration", "spec.calibration_dataset"},
     {"evaluation", "spec.evaluation_dataset"},
     {"algorithm", "spec.algorithm"},
+    {"preset", "spec.preset"},
     {"bits", "spec.scheme.bits"},
     {"group_size", "spec.scheme.group_size"},
     {"asymmetric", "spec.scheme.asymmetric"},
@@ -37,6 +38,7 @@ constexpr std::pair<const char*, const char*> kFieldPaths[] = {
     {"evaluation_samples", "spec.evaluation.samples"},
     {"format", "spec.output_formats"},
     {"rule", "spec.rules"},
+    {"allow_split_fused_sets", "spec.allow_split_fused_sets"},
 };
 
 // The text that --rule would have had.
@@ -79,6 +81,16 @@ absl::Status ConvertAlgorithm(const v1::QuantizationSpec& spec, JobSpec& result)
     result.tuning_precision = *precision;
   }
   return absl::OkStatus();
+}
+
+// A preset sets all of it.
+absl::Status CheckSchemeBesidePreset(const v1::QuantizationSpec& spec) {
+  const char* field = spec.scheme().has_bits()         ? "spec.scheme.bits"
+                      : spec.scheme().has_group_size() ? "spec.scheme.group_size"
+                      : spec.scheme().asymmetric()     ? "spec.scheme.asymmetric"
+                                                       : nullptr;
+  if (field == nullptr) return absl::OkStatus();
+  return InvalidField(field, "spec.preset is given, which sets it; leave one of the two out");
 }
 
 // What the server keeps to itself and the worker never sees.
@@ -126,10 +138,15 @@ absl::StatusOr<JobSpec> ToJobSpec(const v1::QuantizationSpec& spec) {
   result.calibration = spec.calibration_dataset();
   result.evaluation = spec.evaluation_dataset();
   PTQ_RETURN_IF_ERROR(ConvertAlgorithm(spec, result));
+  if (!spec.preset().empty()) {
+    PTQ_RETURN_IF_ERROR(CheckSchemeBesidePreset(spec));
+    PTQ_RETURN_IF_ERROR(AtSpecField(UsePreset(spec.preset(), &result)));
+  }
   if (spec.scheme().has_bits()) result.bits = spec.scheme().bits();
   if (spec.scheme().has_group_size()) result.group_size = spec.scheme().group_size();
-  result.asymmetric = spec.scheme().asymmetric();
+  if (spec.scheme().asymmetric()) result.asymmetric = true;
   for (const v1::ModuleRule& rule : spec.rules()) result.rule.push_back(RuleText(rule));
+  result.allow_split_fused_sets = spec.allow_split_fused_sets();
   if (spec.output_formats_size() > 0) {
     auto formats = ParseOutputFormats({spec.output_formats().begin(), spec.output_formats().end()});
     if (!formats.ok()) return InvalidField("spec.output_formats", Message(formats.status()));

@@ -5,6 +5,7 @@
 #include "server/rpc/byte_stream_service.h"
 #include "server/rpc/page_token.h"
 #include "worker/spec/job_spec.h"
+#include "worker/spec/presets.h"
 
 namespace ptq {
 
@@ -13,6 +14,11 @@ CapabilitiesServiceImpl::CapabilitiesServiceImpl(const std::vector<std::string>&
   capabilities_.set_engine_version(ServerVersion());
   for (const char* name : kAlgorithmNames) capabilities_.add_algorithms(name);
   for (const char* name : kRecipeNames) capabilities_.add_recipes(name);
+  for (const Preset& preset : Presets()) {
+    v1::Preset& entry = *capabilities_.add_presets();
+    entry.set_name(preset.name);
+    entry.set_description(preset.description);
+  }
   for (const std::string& type : SupportedModelTypes()) capabilities_.add_model_types(type);
   for (const char* name : kOutputFormatNames) capabilities_.add_output_formats(name);
   for (int bits = 2; bits <= 8; ++bits) capabilities_.add_bits(bits);

@@ -140,6 +140,8 @@ INSTANTIATE_TEST_SUITE_P(
                       FieldCase{"spec.evaluation.window", "--evaluation-window"},
                       FieldCase{"spec.calibration_dataset", "--calibration"},
                       FieldCase{"spec.rules[0].bits", "--rule"}, FieldCase{"rule", "--rule"},
+                      FieldCase{"spec.preset", "--preset"},
+                      FieldCase{"spec.allow_split_fused_sets", "--allow-split-fused-sets"},
                       FieldCase{"spec.auto_round.iterations", "--iterations"},
                       FieldCase{"spec.auto_round.recipe", "--recipe"},
                       FieldCase{"spec.auto_round.fisher_tokens", "--fisher-tokens"},

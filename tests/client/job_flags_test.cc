@@ -149,6 +149,13 @@ INSTANTIATE_TEST_SUITE_P(
                    rule->set_pattern("x");
                    rule->set_skip(true);
                  }},
+        FlagCase{{"--allow-split-fused-sets"},
+                 [](R& r) { r.mutable_spec()->set_allow_split_fused_sets(true); }},
+        FlagCase{{"--preset", "w4a16_asym"},
+                 [](R& r) {
+                   r.mutable_spec()->set_preset("W4A16_ASYM");
+                   r.mutable_spec()->clear_scheme();
+                 }},
         FlagCase{{"--label", "team=nlp", "--label", "x=a=b"},
                  [](R& r) {
                    (*r.mutable_labels())["team"] = "nlp";

@@ -243,6 +243,20 @@ TEST(ReportTextTest, DetailsNameTheRecipeAndJudgeTheCalibration) {
   EXPECT_EQ(details(R"({"tuning": null, "calibration": null})"), "");
 }
 
+TEST(ReportTextTest, DetailsSayWhichLoadersLoadTheResult) {
+  const auto report = ParseJson(R"({"loaders": [{"format": "affine", "loaders": [
+    {"loader": "transformers", "verdict": "loads", "problems": [], "remarks": [],
+     "needs": "torchao >= 0.15"},
+    {"loader": "vllm", "verdict": "does_not_load", "problems": ["q_proj: no"], "remarks": [],
+     "needs": null}]}]})");
+  EXPECT_EQ(ReportDetails(*report),
+            "\nLoaders\n"
+            "FORMAT  LOADER        VERDICT        NEEDS\n"
+            "affine  transformers  loads          torchao >= 0.15\n"
+            "affine  vllm          does not load\n"
+            "  vllm: q_proj: no\n");
+}
+
 TEST(ReportTextTest, ASpecsSummaryNamesARecipeThatIsNotTheDefault) {
   v1::QuantizationSpec spec;
   spec.mutable_auto_round();
@@ -251,12 +265,17 @@ TEST(ReportTextTest, ASpecsSummaryNamesARecipeThatIsNotTheDefault) {
   EXPECT_EQ(SpecSummary(spec), "auto-round W4G128");
   spec.mutable_auto_round()->set_recipe("paper");
   EXPECT_EQ(SpecSummary(spec), "auto-round paper W4G128");
+  spec.set_preset("W4A16_M");
+  EXPECT_EQ(SpecSummary(spec), "auto-round paper W4A16_M");
 }
 
 TEST(ReportTextTest, CapabilitiesListTheRecipes) {
   v1::ServerCapabilities capabilities;
   capabilities.add_recipes("paper");
   capabilities.add_recipes("fast");
+  capabilities.add_presets()->set_name("W4A16");
+  capabilities.mutable_presets(0)->set_description("4 bits");
+  EXPECT_THAT(CapabilitiesDetails(capabilities), HasSubstr("Presets:\n  W4A16  4 bits\n"));
   EXPECT_THAT(CapabilitiesDetails(capabilities), HasSubstr("paper, fast\n"));
 }
 

@@ -88,6 +88,11 @@ def test_rtn_without_calibration(tiny_model, tmp_path):
     assert worker.events[-1]["result_digest"] == report["result_digest"]
     assert report["evaluation"] is report["tuning"] is report["calibration"] is None
     assert report["size"]["bits_per_weight"] == 4 + 16 / 32
+    loaders, = report["loaders"]
+    assert loaders["format"] == "affine" and loaders["method"] == "torchao" and loaders["quantized_layers"] == 28
+    verdicts = {entry["loader"]: entry["verdict"] for entry in loaders["loaders"]}
+    assert verdicts["transformers"].startswith("loads"), loaders
+    assert verdicts["vllm"] == verdicts["sglang"] == verdicts["llama.cpp"] == "does_not_load"
     assert len(report["blocks"]) == 4 and len(report["blocks"][0]["modules"]) == 7
     for module in report["blocks"][0]["modules"]:
         assert module["output_mse"] is module["relative_error"] is module["fallback_reason"] is None
@@ -515,6 +520,8 @@ def test_with_finished_blocks_the_inputs_are_known_first(slowly_hashed, tmp_path
     ({"recipe": "paper", "fisher_tokens": 0}, "no Fisher metric"), ({"recipe": "quick"}, "quick"),
     ({"tuning_precision": "fp8", "device": "cpu"}, "tuning_precision: fp8 needs a GPU of compute capability 9.0"),
     ({"algorithm": "rtn", "tuning_precision": "fp8"}, "tuning_precision: fp8 goes with algorithm auto-round alone"),
+    ({"rule": [".*k_proj:bits=8"]}, "q_proj, k_proj and v_proj are loaded as one layer"),
+    ({"preset": "W4A16_M"}, "preset"), ({"preset": "W2A16"}, "\"W2A16\" is none of W8A16"),
     ({"evaluation": "text.pdf"}, "text.pdf")])
 def test_a_bad_spec_exits_2_with_one_sentence(tiny_model, tmp_path, change, expected):
     worker = run(tmp_path / "out", {**spec_of(tiny_model, group_size=32), **change}, code=2)

@@ -173,6 +173,7 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   spec.mutable_scheme()->set_bits(3);
   spec.mutable_scheme()->set_group_size(-1);
   spec.mutable_scheme()->set_asymmetric(true);
+  spec.set_allow_split_fused_sets(true);
   spec.add_rules()->set_pattern("a:b");
   spec.mutable_rules(0)->set_skip(true);
   spec.add_rules()->set_pattern("c");
@@ -200,6 +201,7 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   EXPECT_TRUE(job.asymmetric);
   EXPECT_THAT(job.rule, ElementsAre("a:b:skip", "c:bits=8,group_size=32,symmetric=true"));
   EXPECT_THAT(job.format, ElementsAre("affine", "gptq"));
+  EXPECT_TRUE(job.allow_split_fused_sets);
   EXPECT_EQ(job.seed, 0u);
   EXPECT_EQ(job.samples, 4);
   EXPECT_EQ(job.sequence_length, 64);
@@ -207,6 +209,16 @@ TEST(SpecConversionTest, EveryFieldArrives) {
   EXPECT_EQ(job.evaluation_samples, 0);
   EXPECT_EQ(job.device, DeviceChoice::kCpu);
   EXPECT_EQ(job.low_memory, LowMemory::kOn);
+}
+
+TEST(SpecConversionTest, APresetIsItsScheme) {
+  v1::QuantizationSpec spec;
+  spec.set_model("m");
+  spec.mutable_rtn();
+  spec.set_preset("W2A16G32");
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec job, ToJobSpec(spec));
+  EXPECT_EQ(job.preset, "W2A16G32");
+  EXPECT_EQ(job.DefaultScheme(), (QuantizationScheme{2, 32, true}));
 }
 
 TEST(SpecConversionTest, EveryRecipeIsKnown) {
@@ -260,6 +272,19 @@ TEST(SpecConversionTest, ErrorsNameTheFieldOfTheRequest) {
             "spec.auto_round.tuning_precision");
   EXPECT_EQ(field([](Spec& s) { s.add_output_formats("onnx"); }), "spec.output_formats");
   EXPECT_EQ(field([](Spec& s) { s.add_rules()->set_pattern("("); }), "spec.rules");
+  EXPECT_EQ(field([](Spec& s) { s.set_preset("W9A16"); }), "spec.preset");
+  const auto beside_preset = [&](auto change) {
+    return field([&](Spec& s) {
+      s.set_preset("W4A16");
+      change(*s.mutable_scheme());
+    });
+  };
+  // Even where it says the same.
+  EXPECT_EQ(beside_preset([](v1::WeightScheme& w) { w.set_bits(4); }), "spec.scheme.bits");
+  EXPECT_EQ(beside_preset([](v1::WeightScheme& w) { w.set_group_size(64); }),
+            "spec.scheme.group_size");
+  EXPECT_EQ(beside_preset([](v1::WeightScheme& w) { w.set_asymmetric(true); }),
+            "spec.scheme.asymmetric");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_device("tpu"); }),
             "spec.resources.device");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_low_memory("off"); }),

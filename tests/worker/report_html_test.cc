@@ -54,6 +54,20 @@ TEST(ReportHtmlTest, ShowsEveryPartOfAFullReport) {
   for (const char* digest : {"aa11", "bb22", "cc33", "dd44"}) EXPECT_THAT(html, HasSubstr(digest));
 }
 
+TEST(ReportHtmlTest, ShowsWhichLoadersLoadTheResult) {
+  const std::string html = Render(R"({"loaders": [{"format": "gptq", "loaders": [
+    {"loader": "transformers", "verdict": "loads", "problems": [], "remarks": [],
+     "needs": "gptqmodel >= 1.4.3"},
+    {"loader": "vllm", "verdict": "does_not_load", "problems": ["m.q_proj: <3 bits>"],
+     "remarks": [], "needs": null}]},
+    {"format": "affine", "error": "no model there"}]})");
+  EXPECT_THAT(html, HasSubstr("Where it loads"));
+  EXPECT_THAT(html, HasSubstr("loads</td><td>Needs gptqmodel &gt;= 1.4.3."));
+  EXPECT_THAT(html, HasSubstr("does not load</td><td>m.q_proj: &lt;3 bits&gt;"));
+  EXPECT_THAT(html, HasSubstr("no model there"));
+  EXPECT_THAT(Render("{}"), Not(HasSubstr("Where it loads")));
+}
+
 constexpr char kTuned[] = R"({
   "spec": {"algorithm": "auto-round", "bits": 4, "group_size": 128},
   "tuning": {"recipe": "fast", "iterations": 20, "batch_size": 8, "precision": "fp8",

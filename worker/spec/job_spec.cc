@@ -12,6 +12,7 @@
 #include "common/status_macros.h"
 #include "common/status_util.h"
 #include "formats/headers/quote.h"
+#include "worker/spec/presets.h"
 #include "worker/spec/scheme_rules.h"
 
 namespace ptq {
@@ -124,6 +125,7 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   if (key == "calibration") return Assign(key, value, &spec->calibration);
   if (key == "evaluation") return Assign(key, value, &spec->evaluation);
   if (key == "algorithm") return AssignName(key, value, ParseAlgorithm, &spec->algorithm);
+  if (key == "preset") return Assign(key, value, &spec->preset);
   if (key == "bits") return Assign(key, value, &spec->bits);
   if (key == "group_size") return Assign(key, value, &spec->group_size);
   if (key == "asymmetric") return Assign(key, value, &spec->asymmetric);
@@ -144,7 +146,29 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   if (key == "evaluation_samples") return Assign(key, value, &spec->evaluation_samples);
   if (key == "format") return AssignFormats(key, value, &spec->format);
   if (key == "rule") return Assign(key, value, &spec->rule);
+  if (key == "allow_split_fused_sets") return Assign(key, value, &spec->allow_split_fused_sets);
   return absl::InvalidArgumentError("unknown key " + Quote(key));
+}
+
+// What a preset sets is not set otherwise.
+absl::Status CheckPreset(const JobSpec& spec) {
+  if (spec.preset.empty()) return absl::OkStatus();
+  JobSpec preset;
+  PTQ_RETURN_IF_ERROR(UsePreset(spec.preset, &preset));
+  const auto refuse = [&spec](const char* field, const auto& value, const auto& own) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": ", value, " stands against preset ", spec.preset, ", which sets ",
+                     own, "; leave one of the two out, or choose layers by rules"));
+  };
+  if (spec.bits != preset.bits) return refuse("bits", spec.bits, preset.bits);
+  if (spec.group_size != preset.group_size) {
+    return refuse("group_size", spec.group_size, preset.group_size);
+  }
+  if (spec.asymmetric != preset.asymmetric) {
+    return refuse("asymmetric", spec.asymmetric ? "true" : "false",
+                  preset.asymmetric ? "true" : "false");
+  }
+  return absl::OkStatus();
 }
 
 // The options of auto-round.
@@ -232,12 +256,23 @@ absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name) {
   return ParseName<ScaleRule>(kScaleRuleNames, name);
 }
 
+absl::Status UsePreset(const std::string& name, JobSpec* spec) {
+  const auto preset = FindPreset(name);
+  if (!preset.ok()) return Annotate(preset.status(), "preset");
+  spec->preset = preset->name;
+  spec->bits = preset->scheme.bits;
+  spec->group_size = preset->scheme.group_size;
+  spec->asymmetric = !preset->scheme.symmetric;
+  return absl::OkStatus();
+}
+
 Json JobSpecToJson(const JobSpec& spec) {
   Json json = Json::object();
   json["model"] = spec.model;
   json["calibration"] = spec.calibration;
   json["evaluation"] = spec.evaluation;
   json["algorithm"] = AlgorithmName(spec.algorithm);
+  json["preset"] = spec.preset;
   json["bits"] = spec.bits;
   json["group_size"] = spec.group_size;
   json["asymmetric"] = spec.asymmetric;
@@ -256,6 +291,7 @@ Json JobSpecToJson(const JobSpec& spec) {
   json["evaluation_samples"] = spec.evaluation_samples;
   json["format"] = spec.format;
   json["rule"] = spec.rule;
+  json["allow_split_fused_sets"] = spec.allow_split_fused_sets;
   return json;
 }
 
@@ -264,6 +300,15 @@ absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json) {
   JobSpec spec;
   for (const auto& [key, value] : json.items()) {
     PTQ_RETURN_IF_ERROR(AssignKey(key, value, &spec));
+  }
+  if (!spec.preset.empty()) {
+    JobSpec preset;
+    PTQ_RETURN_IF_ERROR(UsePreset(spec.preset, &preset));
+    spec.preset = preset.preset;
+    if (!json.contains("bits")) spec.bits = preset.bits;
+    if (!json.contains("group_size")) spec.group_size = preset.group_size;
+    if (!json.contains("asymmetric")) spec.asymmetric = preset.asymmetric;
+    PTQ_RETURN_IF_ERROR(CheckPreset(spec));
   }
   if (!json.contains("model")) {
     return absl::InvalidArgumentError("model: missing; name the checkpoint's folder");
@@ -277,6 +322,7 @@ absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text) {
 }
 
 absl::Status ValidateJobSpec(const JobSpec& spec) {
+  PTQ_RETURN_IF_ERROR(CheckPreset(spec));
   PTQ_RETURN_IF_ERROR(CheckRange("bits", spec.bits, 2, 8));
   if (spec.group_size < QuantizationScheme::kPerChannel || spec.group_size > kMaxGroupSize) {
     return absl::InvalidArgumentError(

@@ -59,6 +59,8 @@ struct JobSpec {
   std::string evaluation;   // file, or "": no evaluation
 
   Algorithm algorithm = Algorithm::kAutoRound;
+  // A name of presets.h, or "". It sets the next three, and rules that follow those of `rule`.
+  std::string preset;
   int bits = 4;              // 2..8
   int64_t group_size = 128;  // -1 channel, 0 tensor
   bool asymmetric = false;
@@ -80,6 +82,9 @@ struct JobSpec {
   int64_t evaluation_samples = 128;              // windows; 0: all
   std::vector<std::string> format = {"affine"};  // as ParseOutputFormats gives them
   std::vector<std::string> rule;  // "PATTERN:bits=8,group_size=32" or "PATTERN:skip", in order
+  // Rules may give the members of a fused set (q, k and v; gate and up) different schemes, which
+  // vLLM and SGLang then can't load.
+  bool allow_split_fused_sets = false;
 
   int64_t EffectiveIterations() const {
     return iterations != 0 ? iterations : kRecipeIterations[static_cast<size_t>(recipe)];
@@ -91,10 +96,15 @@ struct JobSpec {
   bool operator==(const JobSpec&) const = default;
 };
 
+// Makes `spec` one of the preset: its name, bits, group_size and asymmetric. kInvalidArgument
+// listing the names.
+absl::Status UsePreset(const std::string& name, JobSpec* spec);
+
 // Every key of the struct, in the struct's order, defaults included. Of `format` a list, also of
 // one; what is read may be a string, with commas.
 Json JobSpecToJson(const JobSpec& spec);
-// Unknown keys and wrong types are kInvalidArgument naming the key; ranges are ValidateJobSpec's.
+// Unknown keys and wrong types are kInvalidArgument naming the key, and so is bits, group_size or
+// asymmetric beside a preset with another value than the preset's; ranges are ValidateJobSpec's.
 absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json);
 absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text);
 

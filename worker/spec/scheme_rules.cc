@@ -15,7 +15,9 @@
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
 #include "formats/headers/format_rules.h"
+#include "formats/headers/loader_rules/planned_rules.h"
 #include "formats/headers/quote.h"
+#include "worker/spec/presets.h"
 
 namespace ptq {
 namespace {
@@ -154,6 +156,21 @@ std::string Spell(const LayerKind& kind, const std::string& numbers, bool as_pat
   return RE2::QuoteMeta(kind.before) + middle + RE2::QuoteMeta(kind.after);
 }
 
+// Empty without a preset, and for one of a single width.
+absl::StatusOr<std::vector<SchemeRule>> RulesOfPreset(const JobSpec& spec,
+                                                      const std::vector<TableTensor>& table) {
+  std::vector<SchemeRule> rules;
+  if (spec.preset.empty()) return rules;
+  PTQ_ASSIGN_OR_RETURN(const Preset preset, FindPreset(spec.preset));
+  int64_t block_count = 0;
+  for (const TableTensor& tensor : table) block_count = std::max(block_count, tensor.block + 1);
+  for (const std::string& text : PresetRules(preset, block_count)) {
+    PTQ_ASSIGN_OR_RETURN(SchemeRule rule, ParseSchemeRule(text));
+    rules.push_back(std::move(rule));
+  }
+  return rules;
+}
+
 absl::Status CheckGroupSizes(const std::vector<EffectiveScheme>& layers) {
   struct Sizes {
     int64_t group_size;
@@ -238,6 +255,8 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
     PTQ_ASSIGN_OR_RETURN(SchemeRule rule, ParseSchemeRule(text));
     rules.push_back(std::move(rule));
   }
+  PTQ_ASSIGN_OR_RETURN(const std::vector<SchemeRule> of_preset, RulesOfPreset(spec, table));
+  rules.insert(rules.end(), of_preset.begin(), of_preset.end());
   RuleMatcher matcher(rules);
   std::vector<bool> used(rules.size(), false);
   std::vector<EffectiveScheme> layers;
@@ -263,6 +282,12 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
   }
   for (size_t i = 0; i < rules.size(); ++i) {
     if (used[i]) continue;
+    if (i >= spec.rule.size()) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "preset: %s has more bits for the last layers of MLPs, and this model has none of their "
+          "names; choose a preset of one width, and rules",
+          spec.preset));
+    }
     return BadRule(spec.rule[i],
                    "matches no linear layer of the model; a pattern must match a whole name such "
                    "as " +
@@ -275,6 +300,17 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
   PTQ_RETURN_IF_ERROR(CheckGroupSizes(layers));
   PTQ_RETURN_IF_ERROR(CheckFormats(spec, layers));
   return layers;
+}
+
+absl::Status CheckLoadersTake(const JobSpec& spec, const std::vector<EffectiveScheme>& layers,
+                              std::vector<std::string>* warnings) {
+  std::vector<PlannedLayer> planned;
+  planned.reserve(layers.size());
+  for (const EffectiveScheme& layer : layers) {
+    planned.push_back({layer.module, layer.out_features, layer.in_features, layer.scheme});
+  }
+  return CheckPlannedLayers(planned, spec.format, spec.allow_split_fused_sets,
+                            warnings);
 }
 
 }  // namespace ptq

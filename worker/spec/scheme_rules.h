@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/quantization_scheme.h"
 #include "formats/headers/tensor_table.h"
@@ -36,11 +37,18 @@ struct EffectiveScheme {
 };
 
 // One entry for every linear layer inside the decoder blocks of `table`, in its order; the first
-// rule that matches wins. kInvalidArgument: a rule that matches no module; a group size that does
+// rule that matches wins, those of the preset after all others. kInvalidArgument: a rule that
+// matches no module; a group size that does
 // not divide in_features, listing the layers, and the `skip` rule that would leave them alone.
 // kFailedPrecondition: a layer that one of the asked-for formats can't hold, and a format that can.
 absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
                                                             const std::vector<TableTensor>& table);
+
+// What loaders make of the schemes in the formats that the spec asks for. kFailedPrecondition if no
+// loader takes them, or if rules split a fused set and the spec does not allow it; `warnings` gets
+// sentences about what only some loaders don't take (formats/headers/loader_rules/planned_rules.h).
+absl::Status CheckLoadersTake(const JobSpec& spec, const std::vector<EffectiveScheme>& layers,
+                              std::vector<std::string>* warnings);
 
 }  // namespace ptq
 

@@ -33,11 +33,12 @@ TEST(JobSpecTest, JsonHasEveryKeyInOrderWithItsDefault) {
   spec.model = "m";
   EXPECT_EQ(
       DumpJson(JobSpecToJson(spec)),
-      R"({"model":"m","calibration":"","evaluation":"","algorithm":"auto-round","bits":4,)"
+      R"({"model":"m","calibration":"","evaluation":"","algorithm":"auto-round","preset":"","bits":4,)"
       R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","recipe":"default",)"
       R"("iterations":0,"batch_size":8,"fisher_tokens":-1,"tuning_precision":"auto",)"
       R"("samples":128,"sequence_length":2048,"seed":42,"device":"auto",)"
-      R"("low_memory":"auto","evaluation_window":0,"evaluation_samples":128,"format":["affine"],"rule":[]})");
+      R"("low_memory":"auto","evaluation_window":0,"evaluation_samples":128,"format":["affine"],"rule":[],)"
+      R"("allow_split_fused_sets":false})");
 }
 
 TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
@@ -64,6 +65,7 @@ TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
   spec.evaluation_samples = 0;
   spec.format = {"gptq", "dequantized"};
   spec.rule = {"a.*:skip", "b:bits=8"};
+  spec.allow_split_fused_sets = true;
   // Both from the document in memory and from its text.
   PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec from_json, JobSpecFromJson(JobSpecToJson(spec)));
   EXPECT_EQ(from_json, spec);
@@ -79,6 +81,37 @@ TEST(JobSpecTest, AbsentKeysHaveDefaults) {
   expected.bits = 2;
   EXPECT_EQ(spec, expected);
   EXPECT_THAT(ParseJobSpec("{}"), StatusIs(kInvalid, StartsWith("model: missing")));
+}
+
+TEST(JobSpecTest, PresetSetsTheSchemeThatTheRestLeavesOpen) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec spec,
+                           ParseJobSpec(R"({"model":"m","preset":"w2a16g64","rule":["x:skip"]})"));
+  EXPECT_EQ(spec.preset, "W2A16G64");
+  EXPECT_EQ(spec.bits, 2);
+  EXPECT_EQ(spec.group_size, 64);
+  EXPECT_FALSE(spec.asymmetric);
+  EXPECT_EQ(spec.rule, (std::vector<std::string>{"x:skip"}));
+  // What it writes it reads.
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec again, JobSpecFromJson(JobSpecToJson(spec)));
+  EXPECT_EQ(again, spec);
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec asymmetric,
+                           ParseJobSpec(R"({"model":"m","preset":"W4A16_ASYM"})"));
+  EXPECT_TRUE(asymmetric.asymmetric);
+}
+
+TEST(JobSpecTest, RefusesAnotherSchemeBesideAPreset) {
+  EXPECT_THAT(ParseJobSpec(R"({"model":"m","preset":"W4A16","bits":8})"),
+              StatusIs(kInvalid, HasSubstr("bits: 8 stands against preset W4A16, which sets 4")));
+  EXPECT_THAT(ParseJobSpec(R"({"model":"m","preset":"W4A16","group_size":64})"),
+              StatusIs(kInvalid, HasSubstr("group_size: 64 stands against preset W4A16")));
+  EXPECT_THAT(ParseJobSpec(R"({"model":"m","preset":"W4A16","asymmetric":true})"),
+              StatusIs(kInvalid, HasSubstr("asymmetric: true stands against preset W4A16")));
+  EXPECT_THAT(ParseJobSpec(R"({"model":"m","preset":"W9A16"})"),
+              StatusIs(kInvalid, HasSubstr("preset: \"W9A16\" is none of W8A16, W6A16, W4A16")));
+  JobSpec spec = GoodSpec();
+  spec.preset = "W4A16";
+  spec.bits = 3;
+  EXPECT_THAT(ValidateJobSpec(spec), StatusIs(kInvalid, StartsWith("bits: 3")));
 }
 
 TEST(JobSpecTest, RefusesUnknownAndRepeatedKeys) {

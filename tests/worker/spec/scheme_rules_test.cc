@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/testing/status_matchers.h"
+#include "worker/spec/presets.h"
 
 namespace ptq {
 namespace {
@@ -206,6 +207,98 @@ TEST(ResolveSchemesTest, ARuleForEveryLayerOfALargeModelTakesLessThanASecond) {
   }
   ASSERT_EQ(rules.size(), 560u);
   EXPECT_LT(SecondsToResolve(SpecWith(rules), table), 1.0);
+}
+
+JobSpec PresetSpec(const std::string& name, const std::vector<std::string>& rules = {}) {
+  JobSpec spec = SpecWith(rules);
+  EXPECT_THAT(UsePreset(name, &spec), IsOk());
+  return spec;
+}
+
+// A Llama of 16 blocks whose layers all have 128 input features.
+std::vector<TableTensor> WideTable() {
+  ModelConfig config;
+  config.model_type = "llama";
+  config.vocab_size = 32;
+  config.hidden_size = config.intermediate_size = 128;
+  config.num_hidden_layers = 16;
+  config.num_attention_heads = config.num_key_value_heads = 4;
+  config.head_dim = 32;
+  return BuildTensorTable(config);
+}
+
+TEST(PresetTest, OneOfASingleWidthGivesItToEveryLayer) {
+  for (const Preset& preset : Presets()) {
+    if (preset.wider_bits > 0) continue;
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto layers,
+                             ResolveSchemes(PresetSpec(preset.name), WideTable()));
+    for (const EffectiveScheme& layer : layers) EXPECT_EQ(layer.scheme, preset.scheme);
+  }
+}
+
+TEST(PresetTest, AMixGivesMoreBitsWhereQ4KMDoes) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(PresetSpec("W4A16_M"), WideTable()));
+  std::vector<int64_t> wider;
+  for (const EffectiveScheme& layer : layers) {
+    ASSERT_TRUE(layer.scheme.has_value());
+    if (layer.scheme->bits == 4) continue;
+    EXPECT_EQ(layer.scheme->bits, 8);
+    EXPECT_EQ(layer.scheme->group_size, 128);
+    EXPECT_THAT(layer.module, ::testing::EndsWith("mlp.down_proj"));
+    wider.push_back(layer.block);
+  }
+  // llama.cpp's use_more_bits(i, 16): the first and the last two, and each third from the fifth.
+  EXPECT_EQ(wider, (std::vector<int64_t>{0, 1, 4, 7, 10, 13, 14, 15}));
+}
+
+TEST(PresetTest, MixesKeepFusedSetsWhole) {
+  for (const Preset& preset : Presets()) {
+    const JobSpec spec = PresetSpec(preset.name);
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(spec, WideTable()));
+    std::vector<std::string> warnings;
+    EXPECT_THAT(CheckLoadersTake(spec, layers, &warnings), IsOk()) << preset.name;
+  }
+}
+
+TEST(PresetTest, RulesGoBeforeThoseOfThePreset) {
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const auto layers,
+      ResolveSchemes(PresetSpec("W4A16_M", {R"(.*\.0\.mlp\.down_proj:bits=6)"}), WideTable()));
+  EXPECT_EQ(Layer(layers, "model.layers.0.mlp.down_proj").scheme->bits, 6);
+  EXPECT_EQ(Layer(layers, "model.layers.1.mlp.down_proj").scheme->bits, 8);
+}
+
+TEST(PresetTest, AModelWithoutTheLayersOfAMixIsRefused) {
+  std::vector<TableTensor> table = WideTable();
+  std::erase_if(table, [](const TableTensor& tensor) {
+    return tensor.module.find("down_proj") != std::string::npos;
+  });
+  EXPECT_THAT(ResolveSchemes(PresetSpec("W4A16_M"), table),
+              StatusIs(kInvalid, HasSubstr("preset: W4A16_M has more bits for")));
+  EXPECT_THAT(ResolveSchemes(PresetSpec("W4A16"), table), IsOk());
+}
+
+TEST(PresetTest, NamesAndDescriptionsAreOneLineEach) {
+  for (const Preset& preset : Presets()) {
+    EXPECT_THAT(FindPreset(preset.name), IsOk());
+    const std::string description = preset.description;
+    EXPECT_FALSE(description.empty());
+    EXPECT_LT(description.size(), 110) << preset.name;
+    EXPECT_THAT(description, Not(HasSubstr("\n")));
+  }
+}
+
+TEST(LoadersTakeTest, ARuleThatSplitsAFusedSetIsRefused) {
+  JobSpec spec = SpecWith({".*k_proj:bits=8"});
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(spec, Table()));
+  std::vector<std::string> warnings;
+  EXPECT_THAT(CheckLoadersTake(spec, layers, &warnings),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("rule: model.layers.0.self_attn.qkv_proj"),
+                             HasSubstr("--allow-split-fused-sets"))));
+  spec.allow_split_fused_sets = true;
+  EXPECT_THAT(CheckLoadersTake(spec, layers, &warnings), IsOk());
+  EXPECT_EQ(warnings.size(), 1);
 }
 
 }  // namespace
