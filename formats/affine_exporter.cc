@@ -88,6 +88,13 @@ class AffineExporter final : public CheckpointExporter {
 
 absl::StatusOr<std::unique_ptr<CheckpointExporter>> MakeAffineExporter(ExportPlan plan,
                                                                        const std::string& folder) {
+  for (const PlannedModule& module : plan.modules) {
+    if (!module.transposed) continue;
+    return absl::FailedPreconditionError(
+        module.module +
+        ".weight is stored as [in, out], which torchao's loader has no quantized tensors for: "
+        "choose format dequantized");
+  }
   auto metadata = TorchaoMetadata(Parameters(plan), CheckpointDType(plan.source),
                                   plan.default_scheme.scale_rule);
   PTQ_ASSIGN_OR_RETURN(

@@ -30,6 +30,7 @@ struct PlannedModule {
   int64_t out_features = 0;
   int64_t in_features = 0;
   QuantizationScheme scheme;
+  bool transposed = false;  // the source's weight lies as [in, out]; a record never does
 };
 
 struct ExportPlan {

@@ -238,6 +238,7 @@ RecordView ViewOf(const RecordLayout& layout, const QuantizedModule& module) {
   view.module = layout.module.module;
   view.rows = layout.module.out_features;
   view.columns = layout.module.in_features;
+  view.transposed = layout.module.transposed;
   view.block_size = weight.block_size;
   view.bits = weight.bits;
   view.codes = weight.int_data.const_data_ptr<int8_t>();

@@ -38,9 +38,12 @@ class DequantizedExporter final : public CheckpointExporter {
         tensor.name = valid[i].module + ".weight";
         tensor.dtype = scalar_type;
         tensor.shape = valid[i].weight.int_data.sizes().vec();
+        const bool transposed = layouts[i].module.transposed;
+        if (transposed) std::swap(tensor.shape[0], tensor.shape[1]);
         const AffineQuantizedTensor& weight = valid[i].weight;
-        tensor.load = [&weight, scalar_type]() -> absl::StatusOr<at::Tensor> {
-          return Dequantize(weight, scalar_type);
+        tensor.load = [&weight, scalar_type, transposed]() -> absl::StatusOr<at::Tensor> {
+          const at::Tensor values = Dequantize(weight, scalar_type);
+          return transposed ? values.t().contiguous() : values;
         };
       }
       return folder_.WriteShard(

@@ -65,8 +65,8 @@ ExportPlan JobPlan::MakeExportPlan() const {
   plan.default_scheme = spec.DefaultScheme();
   for (const EffectiveScheme& scheme : schemes) {
     if (scheme.scheme) {
-      plan.modules.push_back(
-          {scheme.module, scheme.out_features, scheme.in_features, *scheme.scheme});
+      plan.modules.push_back({scheme.module, scheme.out_features, scheme.in_features,
+                              *scheme.scheme, scheme.transposed});
     } else {
       plan.skipped.push_back(scheme.module);
     }

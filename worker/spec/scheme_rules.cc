@@ -238,6 +238,7 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
     layer.block = tensor.block;
     layer.out_features = tensor.shape[0];
     layer.in_features = tensor.shape[1];
+    layer.transposed = tensor.transposed;
     layer.scheme = spec.DefaultScheme();
     const std::vector<int> matches = matcher.Match(tensor.module);
     for (const int match : matches) used[static_cast<size_t>(match)] = true;
