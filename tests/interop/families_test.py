@@ -72,6 +72,12 @@ def tensors_of(folder):
     return tensors
 
 
+def run(spec, tmp_path):
+    (tmp_path / "job.json").write_text(json.dumps(spec))
+    return subprocess.run([WORKER, "run", "--spec", tmp_path / "job.json", "--output", tmp_path / "out"],
+                          capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family, algorithm, sources, windows, tmp_path):
@@ -79,11 +85,9 @@ def test_family(family, algorithm, sources, windows, tmp_path):
     spec = dict(ALGORITHMS[algorithm], model=str(sources(family)), evaluation=str(data / "evaluation.safetensors"),
                 calibration=str(data / "calibration.safetensors"), samples=8, sequence_length=LENGTH, bits=3,
                 group_size=16, evaluation_window=LENGTH, format="dequantized")
-    (tmp_path / "job.json").write_text(json.dumps(spec))
-    output = tmp_path / "out"
-    done = subprocess.run([WORKER, "run", "--spec", tmp_path / "job.json", "--output", output], capture_output=True,
-                          text=True)
+    done = run(spec, tmp_path)
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
+    output = tmp_path / "out"
     report = json.loads((output / "report.json").read_text())
 
     before = tensors_of(sources(family))
@@ -100,3 +104,19 @@ def test_family(family, algorithm, sources, windows, tmp_path):
     if algorithm == "auto-round":
         assert report["tuning"]["loss"] == "Fisher metric"
         assert not [warning for warning in report["warnings"] if "Fisher metric" in warning and "no " in warning]
+
+
+def test_learned_positions_bound_the_windows(sources, tmp_path):
+    spec = dict(algorithm="opt-rtn", model=str(sources("gpt2")), calibration=str(tmp_path / "calibration.safetensors"),
+                samples=1, sequence_length=129, group_size=16)
+    save_file({"input_ids": random_ids(VOCABULARY, 1, 129)}, tmp_path / "calibration.safetensors")
+    done = run(spec, tmp_path)
+    assert done.returncode != 0
+    assert "129 tokens are longer than the 128 positions" in done.stdout + done.stderr
+
+
+def test_transposed_weights_are_refused_where_no_loader_reads_them(sources, tmp_path):
+    done = run(dict(algorithm="rtn", model=str(sources("gpt2")), group_size=16, format="affine"), tmp_path)
+    assert done.returncode != 0
+    assert "transformer.h.0.attn.c_attn.weight" in done.stdout + done.stderr
+    assert "dequantized" in done.stdout + done.stderr
