@@ -12,11 +12,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/json_fwd.h"
 
 namespace ptq {
-
-// Objects keep their insertion order, so that what we write is stable and reads naturally.
-using Json = nlohmann::ordered_json;
 
 struct JsonLimits {
   int max_depth = 32;

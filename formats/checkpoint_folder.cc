@@ -268,6 +268,7 @@ RecordView ViewOf(const PlannedModule& module, const AffineQuantizedTensor& weig
   view.module = module.module;
   view.rows = module.out_features;
   view.columns = module.in_features;
+  view.transposed = module.transposed;
   view.block_size = weight.block_size;
   view.bits = weight.bits;
   view.codes = weight.int_data.const_data_ptr<int8_t>();

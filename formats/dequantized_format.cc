@@ -1,5 +1,7 @@
 // The dequantized format: a plain checkpoint in the model's dtype whose weights carry the rounding
 // of quantization. Loads everywhere, and nothing can be read back from it.
+#include <utility>
+
 #include "common/status_macros.h"
 #include "formats/safetensors_format.h"
 
@@ -17,9 +19,13 @@ class PlainWeight final : public WeightPacking {
   absl::StatusOr<std::vector<LazyTensor>> Pack(const PlannedModule& module,
                                                const AffineQuantizedTensor& record) const override {
     PTQ_ASSIGN_OR_RETURN(const at::ScalarType dtype, ToScalarType(dtype_));
-    return std::vector<LazyTensor>{
-        MakeLazy(module.module + ".weight", dtype, {module.out_features, module.in_features},
-                 [&record, dtype] { return Dequantize(record, dtype); })};
+    std::vector<int64_t> shape = {module.out_features, module.in_features};
+    if (module.transposed) std::swap(shape[0], shape[1]);
+    return std::vector<LazyTensor>{MakeLazy(module.module + ".weight", dtype, std::move(shape),
+                                            [&record, dtype, transposed = module.transposed] {
+                                              const at::Tensor values = Dequantize(record, dtype);
+                                              return transposed ? values.t().contiguous() : values;
+                                            })};
   }
   absl::Status Check(const PlannedModule&, const RecordView& record,
                      RecordCheck& file) const override {

@@ -217,23 +217,29 @@ absl::Status RecordCheck::CheckAffine(const RecordView& record, DType dtype) {
 
 absl::Status RecordCheck::CheckDequantized(const RecordView& record, DType dtype) {
   const std::string name = record.module + ".weight";
-  PTQ_ASSIGN_OR_RETURN(const TensorInfo info, Find(name, dtype, {record.rows, record.columns}));
+  const int64_t lines = record.transposed ? record.columns : record.rows;
+  const int64_t width = record.transposed ? record.rows : record.columns;
+  PTQ_ASSIGN_OR_RETURN(const TensorInfo info, Find(name, dtype, {lines, width}));
   const auto [block_rows, block_columns] = record.block_size;
   const int64_t groups = record.columns / block_columns;
   const int64_t element = DTypeBits(dtype) / 8;
-  const int64_t rows_a_piece = std::max<int64_t>(1, kPieceBytes / (record.columns * element));
+  const int64_t lines_a_piece = std::max<int64_t>(1, kPieceBytes / (width * element));
+  // Values of one scale that lie next to each other.
+  const int64_t run = record.transposed ? std::min(block_rows, width) : block_columns;
   std::string piece;
-  for (int64_t first = 0; first < record.rows; first += rows_a_piece) {
-    const int64_t count = std::min(rows_a_piece, record.rows - first);
-    PTQ_RETURN_IF_ERROR(
-        ReadPiece(info, first * record.columns * element, count * record.columns * element, piece));
-    for (int64_t row = first; row < first + count; ++row) {
-      for (int64_t group = 0; group < groups; ++group) {
-        const int64_t qparam = row / block_rows * groups + group;
+  for (int64_t first = 0; first < lines; first += lines_a_piece) {
+    const int64_t count = std::min(lines_a_piece, lines - first);
+    PTQ_RETURN_IF_ERROR(ReadPiece(info, first * width * element, count * width * element, piece));
+    for (int64_t line = first; line < first + count; ++line) {
+      for (int64_t begin = 0; begin < width; begin += run) {
+        const int64_t first_row = record.transposed ? begin : line;
+        const int64_t first_column = record.transposed ? line : begin;
+        const int64_t qparam = first_row / block_rows * groups + first_column / block_columns;
         const float scale = ScaleOf(record, qparam);
         const int zero_point = record.zero_point[qparam];
-        const int64_t begin = group * block_columns;
-        for (int64_t column = begin; column < begin + block_columns; ++column) {
+        for (int64_t place = begin; place < begin + run; ++place) {
+          const int64_t row = record.transposed ? place : line;
+          const int64_t column = record.transposed ? line : place;
           const float value =
               Decode(record.codes[row * record.columns + column], zero_point, scale);
           const Rounded expected = RoundTo(dtype, value);
@@ -242,7 +248,7 @@ absl::Status RecordCheck::CheckDequantized(const RecordView& record, DType dtype
                 absl::StrCat("tensor ", name, ": the value ", value, At(row, column),
                              " does not fit in ", DTypeName(dtype)));
           }
-          const int64_t index = (row - first) * record.columns + column;
+          const int64_t index = (line - first) * width + place;
           const uint32_t stored = dtype == DType::kF32 ? Load<uint32_t>(piece.data(), index)
                                                        : Load<uint16_t>(piece.data(), index);
           if (stored != expected.bits) return Wrong(name, "another value" + At(row, column));

@@ -30,6 +30,7 @@ struct RecordView {
   DType scale_dtype = DType::kF16;      // F16, BF16 or F32
   const void* scale = nullptr;          // [rows / block_size[0], columns / block_size[1]]
   const int32_t* zero_point = nullptr;  // as scale
+  bool transposed = false;              // a dequantized weight lies as [columns, rows]
 };
 
 // Element `index` of an array of F16, BF16 or F32.

@@ -67,9 +67,9 @@ ExportPlan JobPlan::MakeExportPlan() const {
   const DType original = FromScalarType(stored_dtype);
   for (const EffectiveScheme& scheme : schemes) {
     if (scheme.scheme) {
-      plan.modules.push_back({scheme.module, scheme.out_features, scheme.in_features,
-                              *scheme.scheme, original,
-                              ScaleDTypeOf(scheme.scheme->scale_rule, original)});
+      plan.modules.push_back(
+          {scheme.module, scheme.out_features, scheme.in_features, *scheme.scheme, original,
+           ScaleDTypeOf(scheme.scheme->scale_rule, original), scheme.transposed});
     } else {
       plan.skipped.push_back(scheme.module);
     }
@@ -158,7 +158,14 @@ absl::StatusOr<JobPlan> PlanJob(const JobSpec& spec) {
                                               plan.compute.device.is_cuda() && HasFp8Products()));
   const int64_t longest = std::max(spec.calibration.empty() ? 0 : spec.sequence_length,
                                    spec.evaluation.empty() ? 0 : spec.EffectiveEvaluationWindow());
-  if (config.max_position_embeddings > 0 && longest > config.max_position_embeddings) {
+  const bool too_long = longest > config.max_position_embeddings;
+  if (too_long && config.position_offset) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "sequence_length: windows of %d tokens are longer than the %d positions that the model has "
+        "learned; choose sequence_length and evaluation_window up to that",
+        longest, config.max_position_embeddings));
+  }
+  if (config.max_position_embeddings > 0 && too_long) {
     plan.warnings.push_back(
         absl::StrFormat("Windows of %d tokens are longer than the model's max_position_embeddings "
                         "of %d.",

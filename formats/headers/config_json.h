@@ -10,7 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/json.h"
+#include "common/json_fwd.h"
 
 namespace ptq {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "common/json.h"
+#include "common/json_fwd.h"
 #include "formats/headers/model_config.h"
 #include "formats/headers/rope_config.h"
 #include "formats/headers/tensor_table.h"

@@ -89,6 +89,11 @@ absl::Status CheckFormatHolds(const std::string& format,
   const bool auto_awq = auto_round && AutoRoundLayoutOf(modules) == AutoRoundLayout::kAwq;
   for (const PlannedModule& module : modules) {
     absl::Status status;
+    if (module.transposed && format != "dequantized" && format != "gguf") {
+      return Refuse(format, module,
+                    "it is a Conv1D layer, of which transformers has no quantized form",
+                    "dequantized or gguf");
+    }
     if (format == "gptq") {
       status = CheckGptq(format, module);
     } else if (format == "awq" || auto_awq) {

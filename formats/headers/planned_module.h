@@ -17,6 +17,7 @@ struct PlannedModule {
   QuantizationScheme scheme;
   DType original_dtype = DType::kF32;  // of the weight before it was quantized
   DType scale_dtype = DType::kF16;     // of the record: F16, BF16 or F32
+  bool transposed = false;             // the source's weight lies as [in, out]; a record never does
 };
 
 // The dtype of the scales that a job makes by `rule` of weights in `original`.

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/strings/str_format.h"
+#include "common/json.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
 #include "formats/headers/config_json.h"

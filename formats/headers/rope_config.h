@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/json.h"
+#include "common/json_fwd.h"
 #include "formats/headers/model_config.h"
 
 namespace ptq {

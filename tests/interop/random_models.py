@@ -1,5 +1,7 @@
 """Tiny random models of every family, with weights large enough for each option to count."""
 
+import copy
+
 import torch
 from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, GraniteConfig,
                           LlamaConfig, MistralConfig, Olmo2Config, OPTConfig, Phi3Config, Qwen2Config, Qwen3Config,
@@ -36,6 +38,7 @@ FAMILIES = {
 
 
 def save_random_model(folder, family, dtype=torch.float32, max_shard_size="5GB", **options):
+    """Returns the model as it was stored, in float32."""
     kind, plain = FAMILIES[family]
     config = kind(**{**plain, **options})
     torch.manual_seed(1)
@@ -48,4 +51,7 @@ def save_random_model(folder, family, dtype=torch.float32, max_shard_size="5GB",
             norm = vector and name.endswith("weight")
             if norm and not plus_one:
                 parameter.add_(1)
-    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+            parameter.copy_(parameter.to(dtype))
+    # The copy alone is converted: in the model the buffers of rotary embeddings would lose their precision too.
+    copy.deepcopy(model).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    return model.eval()

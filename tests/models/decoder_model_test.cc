@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/tiny_llama.h"
 
@@ -113,6 +115,76 @@ TEST_F(DecoderModelTest, AHeadInAnotherDtypeIsWidenedInPieces) {
   const at::Tensor gradient = at::randn({3, 70000});
   EXPECT_TRUE(at::allclose(head.ProjectBackward(gradient, at::Tensor()).to(at::kDouble),
                            gradient.to(at::kDouble).mm(wide), 1e-4, 1e-3));
+}
+
+TEST_F(DecoderModelTest, DividedAndCappedLogitsHaveTheirGradient) {
+  config_.logits_divisor = 1.7;
+  for (const double cap : {0.0, 2.0}) {
+    config_.logits_soft_cap = cap;
+    Load();
+    PTQ_ASSERT_OK_AND_ASSIGN(const LanguageModelHead head, model_->LoadHead());
+    at::Tensor states = at::randn({4, config_.hidden_size}, at::kDouble).requires_grad_();
+    at::Tensor expected = at::matmul(states, head.head_weight.to(at::kDouble).t()) / 1.7;
+    if (cap > 0) expected = cap * (expected / cap).tanh();
+    const at::Tensor logits = head.Project(states.detach().to(at::kFloat));
+    EXPECT_LT((logits - expected).abs().max().item<double>(), 1e-5);
+    const at::Tensor gradient = at::randn(logits.sizes());
+    (expected * gradient).sum().backward();
+    const at::Tensor ours = head.ProjectBackward(gradient, logits);
+    EXPECT_LT((ours - states.grad()).abs().max().item<double>(), 1e-5) << cap;
+  }
+}
+
+TEST_F(DecoderModelTest, EmbeddingsAreScaledAndGetTheirPositions) {
+  config_.model_type = "opt";
+  config_.norm = NormKind::kLayer;
+  config_.position_offset = 2;
+  config_.embedding_multiplier = 2.5;
+  Load();
+  const at::Tensor rows = checkpoint_.tensors["model.decoder.embed_tokens.weight"];
+  const at::Tensor positions = checkpoint_.tensors["model.decoder.embed_positions.weight"];
+  EXPECT_EQ(positions.size(0), config_.max_position_embeddings + 2);
+  const at::Tensor ids = at::tensor({1, 49, 0, 7, 7, 2}, at::kLong).view({2, 3});
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor hidden, model_->Embed(ids));
+  EXPECT_TRUE(hidden[1][2].equal(rows[2] * 2.5 + positions[4]));
+  EXPECT_TRUE(hidden[0][0].equal(rows[1] * 2.5 + positions[2]));
+  PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor elsewhere,
+                           model_->Embed(ids, [&](at::IntArrayRef shape, at::ScalarType dtype) {
+                             return at::empty(shape, dtype);
+                           }));
+  EXPECT_TRUE(elsewhere.equal(hidden));
+  EXPECT_THAT(model_->Embed(at::ones({1, config_.max_position_embeddings + 1}, at::kLong)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("more than the model has")));
+}
+
+TEST_F(DecoderModelTest, AMultiplierMayBeRoundedToTheComputeDtype) {
+  config_.embedding_multiplier = std::sqrt(3072.0);  // 55.4256: 55.5 in bfloat16
+  for (const bool rounded : {false, true}) {
+    config_.round_embedding_multiplier = rounded;
+    checkpoint_ = testing::RandomCheckpoint(config_, 11, at::kBFloat16);
+    PTQ_ASSERT_OK_AND_ASSIGN(model_,
+                             DecoderModel::Create(config_, checkpoint_, {.dtype = at::kBFloat16}));
+    PTQ_ASSERT_OK_AND_ASSIGN(const at::Tensor hidden, model_->Embed(at::ones({1, 2}, at::kLong)));
+    const at::Tensor row = checkpoint_.tensors["model.embed_tokens.weight"][1].to(at::kFloat);
+    const at::Tensor expected = (row * (rounded ? 55.5 : std::sqrt(3072.0))).to(at::kBFloat16);
+    EXPECT_TRUE(hidden[0][1].equal(expected)) << rounded;
+  }
+}
+
+TEST_F(DecoderModelTest, WeightsThatAreStoredTransposedAreTurned) {
+  config_.model_type = "gpt2";
+  config_.norm = NormKind::kLayer;
+  config_.attention.rotary = false;
+  config_.position_offset = 0;
+  config_.head_dim = 8;
+  config_.num_key_value_heads = 4;
+  Load();
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto block, model_->LoadBlock(1));
+  const Linear& fused = block->linears().front();
+  EXPECT_EQ(fused.module, "transformer.h.1.attn.c_attn");
+  EXPECT_TRUE(fused.weight.equal(checkpoint_.tensors[fused.module + ".weight"].t()));
+  EXPECT_EQ(fused.weight.size(0), 96);
+  EXPECT_TRUE(fused.weight.is_contiguous());
 }
 
 TEST_F(DecoderModelTest, ATensorThatDoesNotFitTheConfigIsNamed) {

@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -169,6 +170,42 @@ TEST_F(TransformerBlockTest, BiaslessBlocksHaveNoBias) {
   }
   const at::Tensor expected = Oracle(config_, tensors, hidden_.to(at::kDouble));
   EXPECT_LT((block_->Forward(hidden_, rotary_) - expected).abs().max().item<double>(), 2e-5);
+}
+
+// The shape that the kernels know is seen by options and tensors, whatever the family's name.
+TEST_F(TransformerBlockTest, TheCommonShapeIsThatOfTheOptions) {
+  const auto has_parts = [&](const ModelConfig& config, int64_t length = kLength) {
+    const auto checkpoint = testing::RandomCheckpoint(config, 7);
+    const auto model = DecoderModel::Create(config, checkpoint, {});
+    EXPECT_THAT(model, testing::IsOk());
+    const auto block = (*model)->LoadBlock(1);
+    EXPECT_THAT(block, testing::IsOk());
+    return (*block)->gated_parts(length).has_value();
+  };
+  const auto with = [&](const std::function<void(ModelConfig&)>& change) {
+    ModelConfig config = config_;
+    change(config);
+    return has_parts(config);
+  };
+  EXPECT_TRUE(has_parts(config_));
+  for (const char* type : {"mistral", "qwen2", "granite"}) {
+    EXPECT_TRUE(with([&](ModelConfig& config) { config.model_type = type; })) << type;
+  }
+  for (const char* type : {"qwen3", "olmo2", "gemma2", "phi3"}) {
+    EXPECT_FALSE(with([&](ModelConfig& config) { config.model_type = type; })) << type;
+  }
+  EXPECT_FALSE(with([](ModelConfig& config) { config.residual_multiplier = 0.5; }));
+  EXPECT_FALSE(with([](ModelConfig& config) { config.attention.scale = 0.5; }));
+  EXPECT_FALSE(with([](ModelConfig& config) { config.attention.soft_cap = 9; }));
+  EXPECT_FALSE(with([](ModelConfig& config) { config.activation = Activation::kGelu; }));
+  EXPECT_FALSE(with([](ModelConfig& config) { config.norm = NormKind::kRmsPlusOne; }));
+  EXPECT_FALSE(with([](ModelConfig& config) { config.rope.partial_rotary_factor = 0.5; }));
+  EXPECT_FALSE(with([](ModelConfig& config) { config.parallel_residual = true; }));
+  ModelConfig windowed = config_;
+  windowed.attention.sliding_window = kLength;
+  windowed.attention.sliding = {false, true};
+  EXPECT_TRUE(has_parts(windowed, kLength));
+  EXPECT_FALSE(has_parts(windowed, kLength + 1));
 }
 
 TEST_F(TransformerBlockTest, AMissingPartIsNamed) {

@@ -211,7 +211,11 @@ absl::Status CheckFormats(const JobSpec& spec, const std::vector<EffectiveScheme
   std::vector<PlannedModule> modules;
   for (const EffectiveScheme& layer : layers) {
     if (!layer.scheme) continue;
-    modules.push_back({layer.module, layer.out_features, layer.in_features, *layer.scheme});
+    modules.push_back({.module = layer.module,
+                       .out_features = layer.out_features,
+                       .in_features = layer.in_features,
+                       .scheme = *layer.scheme,
+                       .transposed = layer.transposed});
   }
   for (const std::string& format : spec.format) {
     PTQ_RETURN_IF_ERROR(CheckFormatHolds(format, modules));
@@ -270,6 +274,7 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
     layer.block = tensor.block;
     layer.out_features = tensor.shape[0];
     layer.in_features = tensor.shape[1];
+    layer.transposed = tensor.transposed;
     layer.scheme = spec.DefaultScheme();
     const std::vector<int> matches = matcher.Match(tensor.module);
     for (const int match : matches) used[static_cast<size_t>(match)] = true;
@@ -309,8 +314,7 @@ absl::Status CheckLoadersTake(const JobSpec& spec, const std::vector<EffectiveSc
   for (const EffectiveScheme& layer : layers) {
     planned.push_back({layer.module, layer.out_features, layer.in_features, layer.scheme});
   }
-  return CheckPlannedLayers(planned, spec.format, spec.allow_split_fused_sets,
-                            warnings);
+  return CheckPlannedLayers(planned, spec.format, spec.allow_split_fused_sets, warnings);
 }
 
 }  // namespace ptq

@@ -34,6 +34,7 @@ struct EffectiveScheme {
   int64_t out_features = 0;
   int64_t in_features = 0;
   std::optional<QuantizationScheme> scheme;  // none: left in its original dtype
+  bool transposed = false;                   // TableTensor::transposed
 };
 
 // One entry for every linear layer inside the decoder blocks of `table`, in its order; the first

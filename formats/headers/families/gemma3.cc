@@ -1,5 +1,6 @@
 // Gemma 3, the text model: as Gemma 2 without caps, with norms of queries and keys, and another
 // rope base where there is a window.
+#include "common/json.h"
 #include "common/status_macros.h"
 #include "formats/headers/config_json.h"
 #include "formats/headers/families/gemma.h"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/json.h"
 #include "common/status_macros.h"
 #include "formats/headers/config_json.h"
 #include "formats/headers/families/rows.h"

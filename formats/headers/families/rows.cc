@@ -1,6 +1,7 @@
 #include "formats/headers/families/rows.h"
 
 #include "absl/strings/str_format.h"
+#include "common/json.h"
 #include "common/status_macros.h"
 #include "formats/headers/config_json.h"
 #include "formats/headers/quote.h"
