@@ -19,9 +19,6 @@ absl::Status CheckLayer(const Linear& linear, const QuantizationScheme& scheme);
 // name that a job uses, needs calibration data.
 absl::Status CheckStatistics(const ObservedBlock& observed, const std::string& algorithm);
 
-// The fallback_reason of a layer that saw no calibration token.
-inline constexpr char kNoTokensReason[] = "no calibration token reached this layer: rtn";
-
 }  // namespace ptq
 
 #endif  // PTQ_ALGORITHMS_LAYER_CHECK_H_

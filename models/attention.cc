@@ -9,6 +9,7 @@
 
 #include "common/status_macros.h"
 #include "models/causal_attention.h"
+#include "models/latent_attention.h"
 #include "models/rotary.h"
 
 namespace ptq {
@@ -148,6 +149,7 @@ bool GroupedAttention::Describe(int64_t length, GatedBlockParts* parts) const {
 
 absl::StatusOr<std::unique_ptr<Attention>> MakeAttention(const ModelConfig& config, int64_t block,
                                                          const BlockWeights& weights) {
+  if (config.latent_attention.key_value_rank > 0) return MakeLatentAttention(config, weights);
   return GroupedAttention::Create(config, block, weights);
 }
 

@@ -68,8 +68,9 @@ absl::StatusOr<std::shared_ptr<const DecoderBlock>> BlockLoader::LoadStaged(int6
   PTQ_ASSIGN_OR_RETURN(
       std::unique_ptr<DecoderBlock> block,
       model_.MakeBlock(index, [&](const std::string& name) -> absl::StatusOr<at::Tensor> {
-        // A copy on every device, which the host waits for: the staging memory is used again.
-        return staged_.at(name).to(at::TensorOptions(options.device).dtype(options.dtype),
+        // A copy on every device, which the host waits for: the staging memory is used again. The
+        // model knows in which dtype it computes with it.
+        return staged_.at(name).to(options.device, staged_.at(name).scalar_type(),
                                    /*non_blocking=*/false, /*copy=*/true);
       }));
   staged_.clear();

@@ -27,12 +27,28 @@ const char* NameOf(TensorPart part) {
       return "query norm";
     case TensorPart::kKeyNorm:
       return "key norm";
+    case TensorPart::kQueryDown:
+      return "projection to the query latent";
+    case TensorPart::kQueryLatentNorm:
+      return "norm of the query latent";
+    case TensorPart::kKeyValueDown:
+      return "projection to the key and value latent";
+    case TensorPart::kKeyValueLatentNorm:
+      return "norm of the key and value latent";
+    case TensorPart::kKeyValue:
+      return "key and value projection";
     case TensorPart::kAttentionOutput:
       return "output projection of attention";
     case TensorPart::kAttentionOutputNorm:
       return "norm behind attention";
     case TensorPart::kMlpInputNorm:
       return "norm before the MLP";
+    case TensorPart::kRouter:
+      return "router";
+    case TensorPart::kRouterCorrection:
+      return "router correction";
+    case TensorPart::kSharedExpertGate:
+      return "gate of the shared expert";
     case TensorPart::kGate:
       return "gate projection";
     case TensorPart::kUp:
@@ -77,6 +93,10 @@ absl::Status BlockWeights::Add(const TableTensor& row, const at::Tensor& tensor)
       if (!follows(norm_slots_)) return disorder;
       norms_.back().bias = tensor;
       return absl::OkStatus();
+    case TensorRole::kRouter:
+      routers_.push_back(tensor);
+      router_slots_.push_back(slot);
+      return absl::OkStatus();
     case TensorRole::kEmbedding:
     case TensorRole::kHead:
       break;
@@ -94,7 +114,21 @@ absl::StatusOr<size_t> BlockWeights::LinearOf(TensorPart part, int64_t expert) c
 bool BlockWeights::Has(TensorPart part) const {
   const auto is_part = [part](const Slot& slot) { return slot.part == part; };
   return std::any_of(slots_.begin(), slots_.end(), is_part) ||
-         std::any_of(norm_slots_.begin(), norm_slots_.end(), is_part);
+         std::any_of(norm_slots_.begin(), norm_slots_.end(), is_part) ||
+         std::any_of(router_slots_.begin(), router_slots_.end(), is_part);
+}
+
+absl::StatusOr<at::Tensor> BlockWeights::RouterOf(TensorPart part) const {
+  for (size_t i = 0; i < routers_.size(); ++i) {
+    if (router_slots_[i].part == part) return routers_[i];
+  }
+  return absl::InvalidArgumentError(absl::StrCat(name_, " has no ", NameOf(part)));
+}
+
+absl::StatusOr<Norm> BlockWeights::NeededNormOf(TensorPart part) const {
+  const std::optional<Norm> norm = NormOf(part);
+  if (norm) return *norm;
+  return absl::InvalidArgumentError(absl::StrCat(name_, " has no ", NameOf(part)));
 }
 
 std::optional<Norm> BlockWeights::NormOf(TensorPart part) const {

@@ -21,7 +21,8 @@ class BlockWeights {
       : name_(std::move(name)), kind_(kind), epsilon_(epsilon) {}
 
   // The tensor of row `row` of the table, in the order of the rows: on the compute device, in its
-  // dtype, linear weights as [out, in]. kInternal for a bias that does not follow its weight.
+  // dtype (a kRouterCorrection in float32), linear weights as [out, in]. kInternal for a bias that
+  // does not follow its weight.
   absl::Status Add(const TableTensor& row, const at::Tensor& tensor);
 
   const std::string& name() const { return name_; }
@@ -29,8 +30,12 @@ class BlockWeights {
   // Index into linears(). kInvalidArgument naming the block if there is none.
   absl::StatusOr<size_t> LinearOf(TensorPart part, int64_t expert = -1) const;
   bool Has(TensorPart part) const;
+  // One of TensorRole::kRouter. kInvalidArgument naming the block if there is none.
+  absl::StatusOr<at::Tensor> RouterOf(TensorPart part) const;
   // None if the block has no such norm.
   std::optional<Norm> NormOf(TensorPart part) const;
+  // kInvalidArgument naming the block if there is none.
+  absl::StatusOr<Norm> NeededNormOf(TensorPart part) const;
 
  private:
   struct Slot {
@@ -46,6 +51,8 @@ class BlockWeights {
   std::vector<Slot> slots_;  // of linears_
   std::vector<Norm> norms_;
   std::vector<Slot> norm_slots_;
+  std::vector<at::Tensor> routers_;
+  std::vector<Slot> router_slots_;
 };
 
 }  // namespace ptq

@@ -243,7 +243,9 @@ absl::StatusOr<std::unique_ptr<DecoderBlock>> DecoderModel::MakeBlock(
     BlockWeights weights(name, config_.norm, config_.norm_eps);
     for (const TableTensor& row : BlockTensors(index)) {
       PTQ_ASSIGN_OR_RETURN(at::Tensor tensor, OfShape(read(row.name), row));
-      tensor = tensor.to(at::TensorOptions(options_.device).dtype(options_.dtype));
+      const bool wide = row.part == TensorPart::kRouterCorrection;
+      tensor =
+          tensor.to(at::TensorOptions(options_.device).dtype(wide ? at::kFloat : options_.dtype));
       if (row.transposed) tensor = tensor.t().contiguous();
       PTQ_RETURN_IF_ERROR(weights.Add(row, tensor));
     }
@@ -280,8 +282,10 @@ absl::StatusOr<LanguageModelHead> DecoderModel::LoadHead() const {
 RotaryTable DecoderModel::MakeRotaryTable(int64_t length) const {
   at::NoGradGuard no_grad;
   if (!config_.attention.rotary) return {};
+  const at::ScalarType dtype =
+      config_.latent_attention.float32_rotation ? at::kFloat : options_.dtype;
   const auto compute = [&](const RopeConfig& rope) {
-    return ComputeRotaryTable(rope, config_, length, options_.dtype, options_.device);
+    return ComputeRotaryTable(rope, config_, length, dtype, options_.device);
   };
   RotaryTable table = compute(config_.rope);
   if (config_.local_rope) {

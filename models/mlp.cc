@@ -1,28 +1,13 @@
 #include "models/mlp.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/relu.h>
-#include <ATen/ops/silu.h>
 
 #include "common/status_macros.h"
+#include "models/activation.h"
+#include "models/routed_mlp.h"
 
 namespace ptq {
 namespace {
-
-at::Tensor Activate(Activation activation, const at::Tensor& input) {
-  switch (activation) {
-    case Activation::kSilu:
-      return at::silu(input);
-    case Activation::kGelu:
-      return at::gelu(input);
-    case Activation::kGeluTanh:
-      return at::gelu(input, "tanh");
-    case Activation::kRelu:
-      break;
-  }
-  return at::relu(input);
-}
 
 // Down(activation(Up x)).
 class PlainMlp final : public Mlp {
@@ -87,6 +72,7 @@ class FusedGatedMlp final : public Mlp {
 
 absl::StatusOr<std::unique_ptr<Mlp>> MakeMlp(const ModelConfig& config,
                                              const BlockWeights& weights) {
+  if (weights.Has(TensorPart::kRouter)) return MakeRoutedMlp(config, weights);
   PTQ_ASSIGN_OR_RETURN(const size_t down, weights.LinearOf(TensorPart::kDown));
   if (weights.Has(TensorPart::kGateUp)) {
     PTQ_ASSIGN_OR_RETURN(const size_t both, weights.LinearOf(TensorPart::kGateUp));

@@ -95,10 +95,6 @@ at::Tensor YarnInverseFrequencies(const Shape& shape) {
   return stretched * (1 - keep) + kept * keep;
 }
 
-double YarnMagnitude(double factor, double mscale) {
-  return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
-}
-
 double YarnAttentionFactor(const RopeConfig& rope) {
   if (rope.attention_factor != 0) {
     return rope.attention_factor;
@@ -127,6 +123,10 @@ double LongRopeAttentionFactor(const Shape& shape) {
 }
 
 }  // namespace
+
+double YarnMagnitude(double factor, double mscale) {
+  return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
 
 RotaryFrequencies ComputeRotaryFrequencies(const RopeConfig& rope, const ModelConfig& config,
                                            int64_t length) {
@@ -184,6 +184,17 @@ at::Tensor ApplyRotary(const at::Tensor& states, const RotaryTable& rotary) {
       at::cat({rotary.sin.narrow(-1, 0, half).neg(), rotary.sin.narrow(-1, half, half)}, -1)
           .unsqueeze(1);
   return states * cos + states.roll({half}, {-1}) * sin;
+}
+
+at::Tensor ApplyInterleavedRotary(const at::Tensor& states, const RotaryTable& rotary) {
+  const int64_t half = states.size(-1) / 2;
+  const at::Tensor cos = rotary.cos.narrow(-1, 0, half).unsqueeze(1);  // [T, 1, head_dim / 2]
+  const at::Tensor sin = rotary.sin.narrow(-1, 0, half).unsqueeze(1);
+  const at::Tensor pairs = states.to(cos.scalar_type()).unflatten(-1, {half, 2});
+  const at::Tensor first = pairs.select(-1, 0);
+  const at::Tensor second = pairs.select(-1, 1);
+  return at::cat({first * cos - second * sin, second * cos + first * sin}, -1)
+      .to(states.scalar_type());
 }
 
 }  // namespace ptq

@@ -33,6 +33,15 @@ RotaryTable ComputeRotaryTable(const RopeConfig& rope, const ModelConfig& config
 // respect to `states`.
 at::Tensor ApplyRotary(const at::Tensor& states, const RotaryTable& rotary);
 
+// The same where the two coordinates lie side by side: the result has all first ones and then all
+// second ones, as transformers' DeepSeek-V3 does. Scores don't change by a reordering that queries
+// and keys share. Computes in the table's dtype, which may be wider than that of the states
+// (DeepSeek-V2 rotates in float32), and returns the states'.
+at::Tensor ApplyInterleavedRotary(const at::Tensor& states, const RotaryTable& rotary);
+
+// yarn's factor of cos and sin for a scaling by `factor`: 0.1 · mscale · ln(factor) + 1.
+double YarnMagnitude(double factor, double mscale);
+
 }  // namespace ptq
 
 #endif  // PTQ_MODELS_ROTARY_H_

@@ -137,6 +137,11 @@ void LinearObserver::Record(size_t index, const at::Tensor& input) {
   last_leader_ = self;
 }
 
+bool LinearObserver::SawAll() const {
+  return std::none_of(statistics_.begin(), statistics_.end(),
+                      [](const LinearStatistics& linear) { return linear.tokens == 0; });
+}
+
 std::vector<LinearStatistics> LinearObserver::Finish() {
   at::NoGradGuard no_grad;
   for (size_t index = 0; index < statistics_.size(); ++index) {

@@ -33,6 +33,8 @@ class LinearObserver {
   // Records `input` [..., K] of linear `index` alone. Equal calls in equal order give equal bits.
   // Throws c10::Error if layers that shared an input before no longer do.
   void Record(size_t index, const at::Tensor& input);
+  // Whether each linear saw a token.
+  bool SawAll() const;
   // By linear index; layers that saw no token have tokens == 0 and undefined tensors. The Hessians
   // are exactly symmetric. Leaves the observer empty.
   std::vector<LinearStatistics> Finish();

@@ -25,7 +25,7 @@ namespace {
 constexpr int64_t kImportanceTokens = 65536;
 
 // Runs the block over the samples for its statistics alone: Hessians of all, importance of evenly
-// spread micro-batches.
+// spread micro-batches, and of the others too if a linear saw no token of those.
 std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at::Tensor& inputs,
                                              const RotaryTable& rotary, int64_t micro_batch,
                                              bool hessians) {
@@ -37,7 +37,7 @@ std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at
     if (index < last) {
       return observe(index, input);
     }
-    // No linear comes after this one, so its output would be computed for nothing.
+    // No linear needs this one's output, which would be computed for nothing.
     observer.Record(index, input);
     std::vector<int64_t> shape = input.sizes().vec();
     shape.back() = block.linears()[index].weight.size(0);
@@ -45,9 +45,15 @@ std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at
   };
   const int64_t tokens = inputs.size(0) * inputs.size(1);
   const int64_t every = hessians ? 1 : std::max<int64_t>(1, tokens / kImportanceTokens);
-  for (int64_t begin = 0; begin < inputs.size(0); begin += every * micro_batch) {
-    const int64_t count = std::min(micro_batch, inputs.size(0) - begin);
-    block.Forward(ToDevice(inputs.narrow(0, begin, count), DeviceOf(block)), rotary, apply);
+  const auto observe_from = [&](int64_t first) {
+    for (int64_t begin = first; begin < inputs.size(0); begin += every * micro_batch) {
+      const int64_t count = std::min(micro_batch, inputs.size(0) - begin);
+      block.Forward(ToDevice(inputs.narrow(0, begin, count), DeviceOf(block)), rotary, apply);
+    }
+  };
+  observe_from(0);
+  if (every > 1 && !observer.SawAll()) {
+    for (int64_t skipped = 1; skipped < every; ++skipped) observe_from(skipped * micro_batch);
   }
   return observer.Finish();
 }
@@ -177,7 +183,13 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
     LinearObserver observer(block, hessians);
     const bool at_once = options_.statistics != InputStatistics::kNone && ChainsAreEqual();
     if (options_.full_precision) {
-      outputs_ = RunFullPrecision(block, at_once ? observer.Observe() : LinearFunction());
+      observed.tokens.assign(block.linears().size(), 0);
+      const LinearFunction count = [&](size_t index, const at::Tensor& input) {
+        observed.tokens[index] += input.numel() / input.size(-1);
+        const Linear& linear = block.linears()[index];
+        return ApplyLinear(linear, linear.weight, input);
+      };
+      outputs_ = RunFullPrecision(block, at_once ? observer.Observe() : count);
       observed.targets = outputs_.narrow(0, 0, outputs_.size(0) - options_.held_out);
     }
     if (at_once) {
@@ -185,6 +197,12 @@ absl::StatusOr<ObservedBlock> BlockInputObserver::Observe(const DecoderBlock& bl
     } else if (options_.statistics != InputStatistics::kNone) {
       observed.statistics =
           ObserveLinears(block, inputs_.quantized, rotary_, options_.micro_batch, hessians);
+    }
+    if (!observed.statistics.empty()) {
+      observed.tokens.clear();
+      for (const LinearStatistics& linear : observed.statistics) {
+        observed.tokens.push_back(linear.tokens);
+      }
     }
     return observed;
   });

@@ -25,9 +25,14 @@ struct ObservedBlock {
   // [S, T, D]: the block's outputs on the full-precision chain; undefined without that chain.
   at::Tensor targets;
   // By linear index, from the full-precision block fed by the quantized chain; importance from
-  // about 65536 tokens, Hessians from all. Empty where none were asked for, or without calibration
+  // about 65536 tokens, or from all where those left a linear (an expert) without any; Hessians
+  // from all. Empty where none were asked for, or without calibration
   // data.
   std::vector<LinearStatistics> statistics;
+  // By linear index, the calibration tokens that reached it while it was observed: on the chain of
+  // the statistics, or where there are none of the targets. An expert may see none. Empty where
+  // nothing was observed.
+  std::vector<int64_t> tokens;
   int64_t micro_batch = 8;  // samples a forward pass
   // What an error of the output costs the model (fisher_observer.h), and how many tokens it is the
   // mean over. Undefined: not known.

@@ -45,7 +45,10 @@ class Estimate {
     const int64_t width = QueryKeyValue() + 2 * s_.attention + 6 * s_.hidden + 4 * s_.intermediate;
     // The block, its quantized weights, and float32 copies of its largest layer.
     int64_t bytes = 2 * Weights() + 4 * s_.block_elements + Activations(samples, width);
-    if (s_.hessians) bytes += 16 * (s_.intermediate * s_.intermediate + s_.hidden * s_.hidden);
+    if (s_.hessians) {
+      bytes +=
+          16 * (s_.widest_input * s_.widest_input + s_.hidden * s_.hidden) + 4 * s_.expert_hessians;
+    }
     return bytes;
   }
 
@@ -120,6 +123,18 @@ void ShareOut(const MemoryShape& shape, const CudaMemory& device, MemoryPlan& pl
   plan.fisher_outputs = std::clamp<int64_t>(beside_fisher, 0, quarter);
 }
 
+// MemoryShape::intermediate.
+int64_t InnerWidth(const ModelConfig& config) {
+  const ExpertOptions& experts = config.experts;
+  const bool all_routed =
+      !experts.routed.empty() &&
+      std::all_of(experts.routed.begin(), experts.routed.end(), [](bool routed) { return routed; });
+  const int64_t routed =
+      experts.router.experts_per_token * (experts.intermediate_size + config.hidden_size) +
+      experts.shared_intermediate_size;
+  return all_routed ? routed : std::max(config.intermediate_size, routed);
+}
+
 }  // namespace
 
 Json MicroBatchesToJson(const MicroBatches& sizes) {
@@ -161,15 +176,28 @@ MemoryShape ShapeOf(const JobPlan& plan) {
     shape.length = spec.sequence_length;
   }
   shape.hidden = config.hidden_size;
-  shape.intermediate = config.intermediate_size;
-  shape.attention = config.num_attention_heads * config.head_dim;
-  shape.key_value = 2 * config.num_key_value_heads * config.head_dim;
+  shape.intermediate = InnerWidth(config);
+  const LatentAttentionConfig& latent = config.latent_attention;
+  if (latent.key_value_rank > 0) {  // keys of all heads, and values as wide as they are
+    shape.attention = config.num_attention_heads * latent.head_dim();
+    shape.key_value = 2 * shape.attention;
+  } else {
+    shape.attention = config.num_attention_heads * config.head_dim;
+    shape.key_value = 2 * config.num_key_value_heads * config.head_dim;
+  }
+  const ExpertOptions& experts = config.experts;
+  shape.expert_hessians =
+      experts.router.experts * (config.hidden_size * config.hidden_size +
+                                experts.intermediate_size * experts.intermediate_size);
   shape.vocabulary = config.vocab_size;
   std::map<int64_t, int64_t> blocks;
   for (const TableTensor& tensor : BuildTensorTable(config)) {
     if (tensor.block < 0) continue;
     int64_t elements = 1;
     for (const int64_t size : tensor.shape) elements *= size;
+    if (tensor.role == TensorRole::kLinearWeight) {
+      shape.widest_input = std::max(shape.widest_input, tensor.shape[1]);
+    }
     shape.block_elements = std::max(shape.block_elements, blocks[tensor.block] += elements);
   }
   shape.element_bytes = static_cast<int64_t>(c10::elementSize(plan.compute.dtype));

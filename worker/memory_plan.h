@@ -43,14 +43,17 @@ struct MemoryShape {
   int64_t length = 0;  // tokens of a sample; 0: no calibration data
   // Elements.
   int64_t hidden = 0;
+  // Of a token: inner values of the MLP, or of its experts together with their inputs and outputs.
   int64_t intermediate = 0;
   int64_t attention = 0;  // heads · head_dim
   int64_t key_value = 0;  // of keys and values together
   int64_t vocabulary = 0;
-  int64_t block_elements = 0;  // parameters of the largest block
-  int64_t element_bytes = 4;   // of the compute dtype
-  bool tunes = false;          // auto-round
-  bool learns_scales = false;  // by another recipe than paper
+  int64_t block_elements = 0;   // parameters of the largest block
+  int64_t widest_input = 0;     // of a layer
+  int64_t expert_hessians = 0;  // of a block's routed experts, all together
+  int64_t element_bytes = 4;    // of the compute dtype
+  bool tunes = false;           // auto-round
+  bool learns_scales = false;   // by another recipe than paper
   bool fp8 = false;
   bool hessians = false;  // gptq
 };

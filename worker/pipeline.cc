@@ -606,6 +606,7 @@ absl::StatusOr<std::vector<ModuleResult>> Pipeline::MeasureModules(
     module.name = linears[i].module;
     module.scheme = *schemes[i];
     module.fallback_reason = quantized.linears[i]->fallback_reason;
+    if (!observed.tokens.empty()) module.tokens = observed.tokens[i];
     if (errors[i].tokens > 0) {
       module.output_mse = errors[i].mse.front();
       module.relative_error =

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -12,6 +13,7 @@
 #include "algorithms/auto_round/learned_scale_math.h"
 #include "algorithms/auto_round/schedule.h"
 #include "common/time.h"
+#include "formats/headers/quote.h"
 #include "formats/headers/tensor_table.h"
 #include "observers/output_error.h"
 #include "worker/device.h"
@@ -74,6 +76,8 @@ std::string PrecisionWarning(const ReportInputs& inputs) {
       wider, inputs.blocks.size());
 }
 
+constexpr size_t kNamesPerWarning = 12;
+
 Json Warnings(const ReportInputs& inputs) {
   Json warnings = Json::array();
   for (const std::string& warning : inputs.plan.warnings) warnings.push_back(warning);
@@ -82,10 +86,15 @@ Json Warnings(const ReportInputs& inputs) {
     warnings.push_back(std::move(warning));
   }
   for (const Json& block : inputs.blocks) {
+    // Of hundreds of experts many may have fallen back for one reason, which one sentence tells.
+    std::map<std::string, std::vector<std::string>> modules;
     for (const Json& module : block["modules"]) {
       if (module["fallback_reason"].is_null()) continue;
-      warnings.push_back(module["name"].get<std::string>() + ": " +
-                         module["fallback_reason"].get<std::string>());
+      modules[module["fallback_reason"].get<std::string>()].push_back(
+          module["name"].get<std::string>());
+    }
+    for (const auto& [reason, names] : modules) {
+      warnings.push_back(ListSome(names, kNamesPerWarning) + ": " + reason);
     }
   }
   return warnings;
@@ -180,6 +189,7 @@ Json BlockResultToJson(const BlockResult& block) {
     entry["output_mse"] = OrNull(module.output_mse);
     entry["relative_error"] = OrNull(module.relative_error);
     entry["rtn_output_mse"] = OrNull(module.rtn_output_mse);
+    entry["tokens"] = module.tokens ? Json(*module.tokens) : Json(nullptr);
     entry["fallback_reason"] =
         module.fallback_reason.empty() ? Json(nullptr) : Json(module.fallback_reason);
     json["modules"].push_back(std::move(entry));

@@ -25,7 +25,8 @@ struct ModuleResult {
   std::optional<double> output_mse;      // mean((X W - X Ŵ)²)
   std::optional<double> relative_error;  // that over mean((X W)²)
   std::optional<double> rtn_output_mse;  // of rtn by the same scheme
-  std::string fallback_reason;           // "": the asked algorithm made it
+  std::optional<int64_t> tokens;  // calibration tokens that reached it (ObservedBlock::tokens)
+  std::string fallback_reason;    // "": the asked algorithm made it
 };
 
 struct BlockResult {

@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "formats/headers/quote.h"
 
 namespace ptq {
 namespace {
@@ -156,6 +160,21 @@ std::string ShortName(const std::string& module, const std::string& block) {
   return module.rfind(block + ".", 0) == 0 ? module.substr(block.size() + 1) : module;
 }
 
+// 7 of "mlp.experts.7.up_proj"; none for a layer that is not part of a routed expert.
+std::optional<int64_t> ExpertOf(const std::string& layer) {
+  constexpr std::string_view kExperts = ".experts.";
+  const size_t found = layer.find(kExperts);
+  int64_t expert = 0;
+  if (found == std::string::npos ||
+      !absl::SimpleAtoi(
+          layer.substr(found + kExperts.size(),
+                       layer.find('.', found + kExperts.size()) - found - kExperts.size()),
+          &expert)) {
+    return std::nullopt;
+  }
+  return expert;
+}
+
 // Background and text colour for a ratio to RTN on a log scale: green where better, orange where
 // worse.
 std::string RatioStyle(double ratio) {
@@ -172,13 +191,15 @@ std::string BitsStyle(int64_t bits) {
                          share);
 }
 
-// One row a block, one column a module; `cell` gives a <td> for a module.
+// One row a block, one column a module; `cell` gives a <td> for a module. Routed experts would be
+// hundreds of columns: the table of all layers has them.
 template <typename Cell>
 std::string ModuleGrid(const Json& blocks, Cell cell) {
   std::vector<std::string> columns;
   for (const Json& block : blocks) {
     for (const Json& module : Array(block, "modules")) {
       const std::string name = ShortName(Text(module, {"name"}), Text(block, {"name"}));
+      if (ExpertOf(name).has_value()) continue;
       if (std::find(columns.begin(), columns.end(), name) == columns.end()) columns.push_back(name);
     }
   }
@@ -195,12 +216,13 @@ std::string ModuleGrid(const Json& blocks, Cell cell) {
     const size_t prefix = name.find('.');
     out += "<tr><td title=\"" + Escape(name) + "\">" +
            Escape(prefix == std::string::npos ? name : name.substr(prefix + 1)) + "</td>";
+    std::map<std::string, const Json*> modules;
+    for (const Json& module : Array(block, "modules")) {
+      modules[ShortName(Text(module, {"name"}), name)] = &module;
+    }
     for (const std::string& column : columns) {
-      const Json* found = nullptr;
-      for (const Json& module : Array(block, "modules")) {
-        if (ShortName(Text(module, {"name"}), name) == column) found = &module;
-      }
-      out += found == nullptr ? "<td></td>" : cell(*found);
+      const auto found = modules.find(column);
+      out += found == modules.end() ? "<td></td>" : cell(*found->second);
     }
     out += "</tr>\n";
   }
@@ -469,23 +491,56 @@ std::string BitsMap(const Json& report) {
   return Section("Bits", "Width of each quantized layer; – is left in its own dtype.", Panel(grid));
 }
 
+// How calibration tokens were shared out among the experts of each block.
+std::string Experts(const Json& report) {
+  std::string rows;
+  for (const Json& block : Array(report, "blocks")) {
+    std::map<int64_t, double> tokens;  // by expert; its layers see the same ones
+    for (const Json& module : Array(block, "modules")) {
+      const auto expert = ExpertOf(Text(module, {"name"}));
+      const auto seen = Number(module, {"tokens"});
+      if (expert && seen) tokens[*expert] = *seen;
+    }
+    if (tokens.empty()) continue;
+    std::vector<double> sorted;
+    std::vector<std::string> unreached;
+    for (const auto& [expert, seen] : tokens) {
+      sorted.push_back(seen);
+      if (seen == 0) unreached.push_back(std::to_string(expert));
+    }
+    std::sort(sorted.begin(), sorted.end());
+    rows +=
+        Row({Escape(Text(block, {"name"})), std::to_string(tokens.size()), Count(sorted.front()),
+             Count(sorted[sorted.size() / 2]), Count(sorted.back()), ListSome(unreached, 16)});
+  }
+  if (rows.empty()) return "";
+  return Section(
+      "Experts",
+      "Calibration tokens that reached each block's routed experts. One that none reached is "
+      "rounded by opt-rtn with all columns alike; more calibration text may reach it.",
+      Panel("<table>" +
+            Row({"block", "experts", "least", "median", "most tokens", "never reached"}, "th") +
+            rows + "</table>"));
+}
+
 std::string ModuleTable(const Json& report) {
   std::string rows;
   for (const Json& block : Array(report, "blocks")) {
     for (const Json& module : Array(block, "modules")) {
-      rows += Row(
-          {Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
-           Escape(Text(module, {"group_size"})),
-           Text(module, {"symmetric"}) == "false" ? "yes" : "no",
-           Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
-           Figure(Number(module, {"rtn_output_mse"})), Escape(Text(module, {"fallback_reason"}))});
+      rows +=
+          Row({Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
+               Escape(Text(module, {"group_size"})),
+               Text(module, {"symmetric"}) == "false" ? "yes" : "no",
+               Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
+               Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
+               Escape(Text(module, {"fallback_reason"}))});
     }
   }
   if (rows.empty()) return "";
   return "<details><summary>All layers</summary>" +
          Panel("<table>" +
                Row({"layer", "bits", "group", "zero points", "output MSE", "relative", "by rtn",
-                    "fallback"},
+                    "tokens", "fallback"},
                    "th") +
                rows + "</table>") +
          "</details>\n";
@@ -625,8 +680,8 @@ std::string RenderHtmlReport(const Json& report) {
          "</style></head>\n<body><main>\n<h1>" + Escape(model) + "</h1>\n<p class=\"note\">" +
          subtitle + "</p>\n" + SummaryCards(report) + Warnings(report) + Evaluation(report) +
          KldHistogram(report) + Tuning(report) + LossCurves(report) + ErrorAgainstRtn(report) +
-         BitsMap(report) + ModuleTable(report) + Loaders(report) + Resources(report) +
-         Provenance(report) + "</main></body></html>\n";
+         BitsMap(report) + Experts(report) + ModuleTable(report) + Loaders(report) +
+         Resources(report) + Provenance(report) + "</main></body></html>\n";
 }
 
 }  // namespace ptq

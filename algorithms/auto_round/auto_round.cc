@@ -13,6 +13,7 @@
 #include "algorithms/auto_round/block_tuner.h"
 #include "algorithms/cuda/cuda_runtime.h"
 #include "algorithms/layer_check.h"
+#include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"
 #include "common/status_macros.h"
@@ -24,7 +25,6 @@ namespace {
 // On CUDA the host waits for earlier steps after so many: cancelling takes no longer than twice
 // that.
 constexpr int64_t kQueuedSteps = 8;
-constexpr const char* kUnused = "no calibration token reached the layer: rtn";
 constexpr const char* kNoLossRtn = "the loss was not a number in any step: rtn";
 constexpr const char* kNoLossOptRtn = "the loss was not a number in the last step: opt-rtn";
 
@@ -128,13 +128,17 @@ class Start {
   double seconds_ = 0;
 };
 
-// Why a layer of a tuned block was not tuned.
-std::string UntunedReason(const BlockQuantizationRequest& request, size_t index,
-                          AutoRoundMethod method) {
-  if (method == AutoRoundMethod::kPaper) return kUnused;
-  return absl::StrCat(request.observed.statistics[index].tokens,
-                      " calibration tokens reached this layer, fewer than ", kLeastTokens,
-                      ": opt-rtn");
+// A layer of a tuned block that was not tuned: no token reached it, or (learned scale) few.
+absl::StatusOr<QuantizedLinear> QuantizeUntuned(const BlockQuantizationRequest& request,
+                                                size_t index, at::ScalarType stored_dtype,
+                                                const Start& start) {
+  const auto& statistics = request.observed.statistics;
+  if (start.scales()[index].has_value() && statistics[index].tokens > 0) {
+    return start.Quantize(index, absl::StrCat("fewer than ", kLeastTokens,
+                                              " calibration tokens reached this layer: opt-rtn"));
+  }
+  return QuantizeUnreached(request.observed.block->linears()[index].weight, stored_dtype,
+                           *request.schemes[index], request.cancel);
 }
 
 absl::StatusOr<QuantizedBlock> Tune(const BlockQuantizationRequest& request,
@@ -185,7 +189,7 @@ absl::StatusOr<QuantizedBlock> Tune(const BlockQuantizationRequest& request,
     if (records[i].has_value()) {
       result.linears[i] = QuantizedLinear{*std::move(records[i]), ""};
     } else if (request.schemes[i].has_value()) {
-      result.linears[i] = start.Quantize(i, UntunedReason(request, i, options.method));
+      PTQ_ASSIGN_OR_RETURN(result.linears[i], QuantizeUntuned(request, i, stored_dtype, start));
     }
   }
   return result;

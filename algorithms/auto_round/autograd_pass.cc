@@ -58,15 +58,19 @@ at::Tensor AutogradPass::Forward(const at::Tensor& hidden) {
 void AutogradPass::Backward(const at::Tensor& output_gradient, const GradientSink& sink) {
   std::vector<at::Tensor> weights;
   for (const SharedLinear& shared : shared_) weights.push_back(shared.weight);
-  const std::vector<at::Tensor> gradients = torch::autograd::grad(
-      {std::exchange(output_, at::Tensor())}, weights, {output_gradient}, /*retain_graph=*/false,
-      /*create_graph=*/false, /*allow_unused=*/true);
+  const at::Tensor output = std::exchange(output_, at::Tensor());
+  std::vector<at::Tensor> gradients(weights.size());
+  if (output.requires_grad()) {  // or no token reached any of them
+    gradients = torch::autograd::grad({output}, weights, {output_gradient}, /*retain_graph=*/false,
+                                      /*create_graph=*/false, /*allow_unused=*/true);
+  }
   for (size_t i = 0; i < gradients.size(); ++i) {
     at::Tensor& sum = sums_[i];
     if (gradients[i].defined()) {
       sum = sum.defined() ? sum.add_(gradients[i]) : gradients[i].contiguous();
     }
-    if (sink && sum.defined()) sink(i, std::exchange(sum, at::Tensor()));
+    if (!sink) continue;
+    sink(i, sum.defined() ? std::exchange(sum, at::Tensor()) : at::zeros_like(weights[i]));
   }
 }
 

@@ -52,8 +52,8 @@ class BlockPass {
   virtual at::Tensor Forward(const at::Tensor& hidden) = 0;
   // From dL / d output of the last Forward, only once for a Forward. Without a sink the weights'
   // gradients are kept, and the next call adds to them: micro-batches of one batch. With one, calls
-  // sink(i, their sum for the weight of SharedLinear i) (contiguous) once for each that any of
-  // these micro-batches used, and forgets it; the sink may change that weight.
+  // sink(i, their sum for the weight of SharedLinear i) (contiguous, zero where no token reached
+  // it) once for each, and forgets it; the sink may change that weight.
   using GradientSink = std::function<void(size_t, const at::Tensor&)>;
   virtual void Backward(const at::Tensor& output_gradient, const GradientSink& sink) = 0;
 };

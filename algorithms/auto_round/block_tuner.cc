@@ -171,23 +171,33 @@ void BlockTuner::MakeParameters(at::ScalarType stored_dtype,
   }
 }
 
-// Which linears see the same input is found out by looking: one sample is run through the block.
+// Which linears see the same input is found out by looking: one sample is run through the block,
+// and further ones as long as there are experts that none of them reached.
 void BlockTuner::MakeSharedLinears() {
   const std::vector<Linear>& linears = observed_.block->linears();
   is_used_.assign(linears.size(), false);
   at::Tensor last_input;
-  observed_.block->Forward(observed_.inputs->quantized.narrow(0, 0, 1).to(device_),
-                           *observed_.rotary, [&](size_t index, const at::Tensor& input) {
-                             if (parameters_[index] != nullptr && !is_used_[index]) {
-                               if (shared_.empty() || !last_input.is_same(input)) {
-                                 shared_.emplace_back();
-                                 last_input = input;
-                               }
-                               is_used_[index] = true;
-                               shared_.back().members.push_back(index);
-                             }
-                             return ApplyLinear(linears[index], fixed_weights_[index], input);
-                           });
+  const auto look = [&](size_t index, const at::Tensor& input) {
+    if (parameters_[index] != nullptr && !is_used_[index]) {
+      if (shared_.empty() || !last_input.is_same(input)) {
+        shared_.emplace_back();
+        last_input = input;
+      }
+      is_used_[index] = true;
+      shared_.back().members.push_back(index);
+    }
+    return ApplyLinear(linears[index], fixed_weights_[index], input);
+  };
+  const auto is_missing = [this] {
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      if (parameters_[i] != nullptr && !is_used_[i]) return true;
+    }
+    return false;
+  };
+  const at::Tensor& samples = observed_.inputs->quantized;
+  for (int64_t sample = 0; sample < samples.size(0) && is_missing(); ++sample) {
+    observed_.block->Forward(samples.narrow(0, sample, 1).to(device_), *observed_.rotary, look);
+  }
   for (SharedLinear& shared : shared_) {
     shared.in_features = linears[shared.members.front()].weight.size(1);
     bool any_bias = false;

@@ -13,6 +13,7 @@
 #include "algorithms/gptq/gptq_solver.h"
 #include "algorithms/layer_check.h"
 #include "algorithms/rtn/full_range.h"
+#include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"
 #include "common/status_macros.h"
@@ -57,7 +58,8 @@ class BlockSolver {
     std::vector<QuantizedLinear> result;
     if (statistics.tokens == 0) {
       for (size_t i = begin; i < end; ++i) {
-        result.push_back({QuantizeRtn(linears_[i].weight, stored_dtype_, scheme), kNoTokensReason});
+        PTQ_ASSIGN_OR_RETURN(result.emplace_back(),
+                             QuantizeUnreached(linears_[i].weight, stored_dtype_, scheme, cancel_));
       }
       return result;
     }

@@ -1,5 +1,7 @@
 #include "algorithms/rtn/opt_rtn.h"
 
+#include <ATen/ops/ones.h>
+
 #include <optional>
 #include <utility>
 
@@ -21,7 +23,7 @@ absl::StatusOr<QuantizedLinear> QuantizeLayer(const Linear& linear,
   return CatchTorchErrors(linear.module, [&]() -> absl::StatusOr<QuantizedLinear> {
     PTQ_RETURN_IF_ERROR(CheckLayer(linear, scheme));
     if (statistics.tokens == 0) {
-      return QuantizedLinear{QuantizeRtn(linear.weight, stored_dtype, scheme), kNoTokensReason};
+      return QuantizeUnreached(linear.weight, stored_dtype, scheme, cancel);
     }
     PTQ_ASSIGN_OR_RETURN(auto weight, QuantizeOptRtn(linear.weight, statistics.importance,
                                                      stored_dtype, scheme, cancel));
@@ -38,6 +40,17 @@ absl::StatusOr<AffineQuantizedTensor> QuantizeOptRtn(const at::Tensor& weight,
                                                      const CancellationToken& cancel) {
   PTQ_ASSIGN_OR_RETURN(const QParams qparams, SearchScales(weight, importance, scheme, cancel));
   return QuantizeToScales(weight, qparams, stored_dtype, scheme);
+}
+
+absl::StatusOr<QuantizedLinear> QuantizeUnreached(const at::Tensor& weight,
+                                                  at::ScalarType stored_dtype,
+                                                  const QuantizationScheme& scheme,
+                                                  const CancellationToken& cancel) {
+  const at::Tensor alike =
+      at::ones({weight.size(1)}, at::TensorOptions(weight.device()).dtype(at::kFloat));
+  PTQ_ASSIGN_OR_RETURN(auto record, QuantizeOptRtn(weight, alike, stored_dtype, scheme, cancel));
+  return QuantizedLinear{std::move(record),
+                         "no calibration token reached this layer: opt-rtn, all columns alike"};
 }
 
 absl::StatusOr<QuantizedBlock> OptRtnBlockQuantizer::QuantizeBlock(

@@ -20,6 +20,13 @@ absl::StatusOr<AffineQuantizedTensor> QuantizeOptRtn(const at::Tensor& weight,
                                                      const QuantizationScheme& scheme,
                                                      const CancellationToken& cancel);
 
+// A layer that no calibration token reached, an expert say: all columns count alike. Its
+// fallback_reason says so. kCancelled; may throw c10::Error.
+absl::StatusOr<QuantizedLinear> QuantizeUnreached(const at::Tensor& weight,
+                                                  at::ScalarType stored_dtype,
+                                                  const QuantizationScheme& scheme,
+                                                  const CancellationToken& cancel);
+
 class OptRtnBlockQuantizer final : public BlockQuantizer {
  public:
   explicit OptRtnBlockQuantizer(at::ScalarType stored_dtype) : stored_dtype_(stored_dtype) {}

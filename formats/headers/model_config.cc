@@ -227,6 +227,11 @@ bool ModelConfig::IsSliding(int64_t block) const {
          attention.sliding[static_cast<size_t>(block)];
 }
 
+bool ModelConfig::IsRouted(int64_t block) const {
+  return block >= 0 && static_cast<size_t>(block) < experts.routed.size() &&
+         experts.routed[static_cast<size_t>(block)];
+}
+
 int64_t ModelConfig::WindowOf(int64_t block) const {
   return IsSliding(block) ? attention.sliding_window : 0;
 }

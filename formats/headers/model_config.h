@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "formats/headers/dtype.h"
+#include "formats/headers/expert_config.h"
 
 namespace ptq {
 
@@ -78,6 +79,8 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   Activation activation = Activation::kSilu;
   AttentionOptions attention;
+  LatentAttentionConfig latent_attention;
+  ExpertOptions experts;
   RopeConfig rope;
   std::optional<RopeConfig> local_rope;  // of blocks with a sliding window, where they have another
   // Attention and MLP read the same hidden states and are added together.
@@ -94,6 +97,8 @@ struct ModelConfig {
   bool has_dtype = false;
 
   bool IsSliding(int64_t block) const;
+  // Whether `block` has experts in the place of one MLP.
+  bool IsRouted(int64_t block) const;
   // The window of `block`; 0: it sees all tokens before.
   int64_t WindowOf(int64_t block) const;
   // Coordinates of a head that a rotary embedding turns: even, 0 without one.

@@ -30,6 +30,9 @@ std::string FusedSetOf(const std::string& module, TensorPart part) {
     case TensorPart::kGate:
     case TensorPart::kUp:
       return parent + "gate_up";
+    case TensorPart::kQueryDown:
+    case TensorPart::kKeyValueDown:
+      return parent + "qkv_a";
     default:
       return "";
   }

@@ -15,7 +15,7 @@
 namespace ptq {
 
 // What is done with a tensor.
-enum class TensorRole { kEmbedding, kNorm, kNormBias, kLinearWeight, kLinearBias, kHead };
+enum class TensorRole { kEmbedding, kNorm, kNormBias, kLinearWeight, kLinearBias, kRouter, kHead };
 
 // Where it stands in the computation, whatever its family calls it.
 enum class TensorPart {
@@ -29,9 +29,20 @@ enum class TensorPart {
   kQueryKeyValue,  // fused; AttentionOptions::fused_by_head
   kQueryNorm,      // [head_dim], or over all heads
   kKeyNorm,
+  // Of latent attention, where kQuery may start from a latent too.
+  kQueryDown,
+  kQueryLatentNorm,
+  kKeyValueDown,
+  kKeyValueLatentNorm,
+  kKeyValue,
   kAttentionOutput,
   kAttentionOutputNorm,  // of what attention adds to the hidden states
   kMlpInputNorm,
+  // In blocks with experts: which ones a token goes to.
+  kRouter,
+  kRouterCorrection,  // kept in float32
+  kSharedExpertGate,
+  // Of the MLP; or of each routed expert, and without a number of the shared one.
   kGate,
   kUp,
   kGateUp,  // fused: all of gate, then all of up

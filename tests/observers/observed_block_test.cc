@@ -5,12 +5,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/testing/routed_block.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/tiny_llama.h"
 
 namespace ptq {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::StatusIs;
 
@@ -245,6 +247,48 @@ TEST_F(BlockInputObserverTest, ReplayGivesTheBitsOfObserving) {
   ASSERT_THAT(replayed->Replay(*first_, rounded), testing::IsOk());
   EXPECT_TRUE(replayed->inputs().quantized.equal(observer_->inputs().quantized));
   EXPECT_TRUE(replayed->inputs().full_precision.equal(observer_->inputs().full_precision));
+}
+
+// Importance of a long calibration comes from every second micro-batch, unless an expert has tokens
+// in the others alone.
+TEST_F(BlockInputObserverTest, ExpertsThatTheSpreadTokensMissSeeTheOthers) {
+  const testing::RoutedBlock block;
+  // Token t names expert t % 4.
+  at::Tensor& embedding = checkpoint_.tensors["model.embed_tokens.weight"];
+  embedding = testing::RoutedBlock::Hidden({0, 1, 2, 3}, 13)
+                  .transpose(0, 1)
+                  .flatten(0, 1)
+                  .narrow(0, 0, config_.vocab_size);
+  const auto observe = [&](int64_t odd_sample_of_expert_one) {
+    at::Tensor ids = at::randint(12, {132, 1024}, at::kLong).mul_(4);
+    ids.narrow(0, 64, 10).add_(2);
+    ids.select(0, odd_sample_of_expert_one).add_(1);
+    ids.select(0, 100).narrow(0, 0, 1).div_(4, "floor").mul_(4).add_(3);
+    return ids;
+  };
+  const auto tokens = [&](const at::Tensor& ids) {
+    auto observer =
+        BlockInputObserver::Create(*model_, ids, {.micro_batch = 1, .full_precision = false});
+    auto observed = (*observer)->Observe(block);
+    EXPECT_THAT(observed, testing::IsOk());
+    EXPECT_EQ(observed->tokens.size(), block.linears().size());
+    std::vector<int64_t> of_experts;
+    for (size_t i = 0; i < observed->tokens.size(); i += 3) {
+      of_experts.push_back(observed->tokens[i]);
+      EXPECT_EQ(observed->statistics[i].tokens, observed->tokens[i]);
+    }
+    return of_experts;
+  };
+  EXPECT_THAT(tokens(observe(2)), ElementsAre(59 * 1024 + 1023, 1024, 5 * 1024, 1));
+  EXPECT_THAT(tokens(observe(3)), ElementsAre(120 * 1024 + 1023, 1024, 10 * 1024, 1));
+}
+
+TEST_F(BlockInputObserverTest, TokensAreCountedWithoutStatisticsToo) {
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      observer_, BlockInputObserver::Create(
+                     *model_, ids_, {.micro_batch = 2, .statistics = InputStatistics::kNone}));
+  PTQ_ASSERT_OK_AND_ASSIGN(const ObservedBlock observed, observer_->Observe(*first_));
+  EXPECT_EQ(observed.tokens, std::vector<int64_t>(first_->linears().size(), ids_.numel()));
 }
 
 TEST_F(BlockInputObserverTest, WrongArgumentsAreRefused) {

@@ -27,6 +27,7 @@ MemoryShape Llama8B() {
           .key_value = 2048,
           .vocabulary = 128256,
           .block_elements = 218112000,
+          .widest_input = 14336,
           .element_bytes = 2,
           .tunes = true,
           .learns_scales = true,

@@ -68,6 +68,24 @@ TEST(ReportHtmlTest, ShowsWhichLoadersLoadTheResult) {
   EXPECT_THAT(Render("{}"), Not(HasSubstr("Where it loads")));
 }
 
+constexpr char kExperts[] = R"({
+  "blocks": [{"name": "model.layers.0", "modules": [
+      {"name": "model.layers.0.mlp.down_proj", "bits": 4, "tokens": 900}]},
+    {"name": "model.layers.1", "modules": [
+      {"name": "model.layers.1.mlp.experts.0.up_proj", "bits": 4, "tokens": 12},
+      {"name": "model.layers.1.mlp.experts.1.up_proj", "bits": 4, "tokens": 0},
+      {"name": "model.layers.1.mlp.experts.10.up_proj", "bits": 4, "tokens": 1788},
+      {"name": "model.layers.1.mlp.shared_experts.up_proj", "bits": 4, "tokens": 900}]}]})";
+
+TEST(ReportHtmlTest, ExpertsAreOneLineABlock) {
+  const std::string html = Render(kExperts);
+  EXPECT_THAT(html, HasSubstr("<td>model.layers.1</td><td>3</td><td>0</td><td>12</td><td>1788</td>"
+                              "<td>1</td>"));
+  EXPECT_THAT(html, Not(HasSubstr("<td>model.layers.0</td><td>1"))) << "it has no experts";
+  EXPECT_THAT(html, HasSubstr("<th title=\"mlp.shared_experts.up_proj\">"));
+  EXPECT_THAT(html, Not(HasSubstr("<th title=\"mlp.experts"))) << "columns of single experts";
+}
+
 constexpr char kTuned[] = R"({
   "spec": {"algorithm": "auto-round", "bits": 4, "group_size": 128},
   "tuning": {"recipe": "fast", "iterations": 20, "batch_size": 8, "precision": "fp8",

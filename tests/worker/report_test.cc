@@ -56,6 +56,7 @@ TEST(ReportTest, AbsentFiguresAreNull) {
   EXPECT_TRUE(json["loss_first"].is_null());
   EXPECT_TRUE(json["modules"][0]["output_mse"].is_null());
   EXPECT_TRUE(json["modules"][0]["fallback_reason"].is_null());
+  EXPECT_TRUE(json["modules"][0]["tokens"].is_null());
   EXPECT_EQ(json["modules"][0]["group_size"], 128);
 }
 

@@ -14,7 +14,12 @@
   F(Starcoder2)         \
   F(GptNeox)            \
   F(Opt)                \
-  F(Gpt2)
+  F(Gpt2)               \
+  F(Mixtral)            \
+  F(Qwen3Moe)           \
+  F(Qwen2Moe)           \
+  F(DeepseekV2)         \
+  F(DeepseekV3)
 
 namespace ptq {
 namespace families {

@@ -36,6 +36,7 @@ class TinyBlock final : public DecoderBlock {
   const std::string& name() const override { return name_; }
   const std::vector<Linear>& linears() const override { return linears_; }
   std::vector<Linear>& mutable_linears() override { return linears_; }
+  std::optional<GatedBlockParts> gated_parts(int64_t) const override { return std::nullopt; }
 
  private:
   at::Tensor ForwardByTensors(const at::Tensor& hidden, const RotaryTable&,

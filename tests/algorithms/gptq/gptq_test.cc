@@ -126,8 +126,10 @@ TEST(GptqBlockQuantizerTest, LayersWithoutTokensAreRoundedAndSaySo) {
   GptqBlockQuantizer gptq = Gptq();
   PTQ_ASSERT_OK_AND_ASSIGN(const QuantizedBlock block, linears.Quantize(gptq));
   EXPECT_THAT(block.linears[0]->fallback_reason, HasSubstr("no calibration token"));
-  EXPECT_TRUE(
-      block.linears[0]->weight.int_data.equal(QuantizeRtn(weight, at::kFloat, kScheme).int_data));
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const AffineQuantizedTensor uniform,
+      QuantizeOptRtn(weight, at::ones({64}), at::kFloat, kScheme, CancellationToken()));
+  EXPECT_TRUE(block.linears[0]->weight.int_data.equal(uniform.int_data));
 }
 
 TEST(GptqBlockQuantizerTest, NeedsCalibrationData) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "tests/formats/headers/header_testing.h"
 #include "tests/testing/status_matchers.h"
 
@@ -71,6 +72,54 @@ TEST(TensorTableTest, OptionsAddBiasesAndTakeTheHead) {
   const auto tied = Shapes(BuildTensorTable(TinyModelConfig({{"tie_word_embeddings", true}})));
   EXPECT_EQ(tied.size(), plain.size() - 1);
   EXPECT_EQ(tied.count("lm_head.weight"), 0u);
+}
+
+TEST(TensorTableTest, ExpertsFollowEachOtherAndRoutersAreNoLayers) {
+  const auto table = BuildBlockTable(TinyModelConfig({{"model_type", "mixtral"},
+                                                      {"architectures", {"MixtralForCausalLM"}},
+                                                      {"num_local_experts", 2}}),
+                                     1);
+  std::vector<std::string> linears;
+  for (const TableTensor& tensor : table) {
+    if (tensor.role == TensorRole::kLinearWeight && tensor.expert >= 0) {
+      linears.push_back(tensor.module);
+    }
+    EXPECT_EQ(tensor.role == TensorRole::kRouter, absl::EndsWith(tensor.module, ".gate"));
+  }
+  const std::string moe = "model.layers.1.block_sparse_moe.experts.";
+  EXPECT_THAT(linears, ElementsAre(moe + "0.w1", moe + "0.w3", moe + "0.w2", moe + "1.w1",
+                                   moe + "1.w3", moe + "1.w2"));
+  EXPECT_THAT(Shapes(table).at(moe + "1.w2.weight"), ElementsAre(16, 24));
+  EXPECT_THAT(Shapes(table).at("model.layers.1.block_sparse_moe.gate.weight"), ElementsAre(2, 16));
+}
+
+TEST(TensorTableTest, SomeBlocksHaveExpertsAndOthersOneMlp) {
+  const ModelConfig config = TinyModelConfig({{"model_type", "deepseek_v2"},
+                                              {"architectures", {"DeepseekV2ForCausalLM"}},
+                                              {"num_hidden_layers", 2},
+                                              {"num_key_value_heads", nullptr},
+                                              {"first_k_dense_replace", 1},
+                                              {"n_routed_experts", 3},
+                                              {"n_shared_experts", 2},
+                                              {"num_experts_per_tok", 2},
+                                              {"moe_intermediate_size", 5},
+                                              {"q_lora_rank", nullptr},
+                                              {"kv_lora_rank", 6},
+                                              {"qk_nope_head_dim", 4},
+                                              {"qk_rope_head_dim", 2},
+                                              {"v_head_dim", 3}});
+  const auto dense = Shapes(BuildBlockTable(config, 0));
+  const auto routed = Shapes(BuildBlockTable(config, 1));
+  EXPECT_THAT(dense.at("model.layers.0.mlp.up_proj.weight"), ElementsAre(24, 16));
+  EXPECT_EQ(dense.count("model.layers.0.mlp.gate.weight"), 0);
+  EXPECT_EQ(routed.count("model.layers.1.mlp.up_proj.weight"), 0);
+  EXPECT_THAT(routed.at("model.layers.1.mlp.experts.2.up_proj.weight"), ElementsAre(5, 16));
+  EXPECT_THAT(routed.at("model.layers.1.mlp.shared_experts.down_proj.weight"), ElementsAre(16, 10));
+  const int64_t heads = config.num_attention_heads;
+  EXPECT_THAT(dense.at("model.layers.0.self_attn.q_proj.weight"), ElementsAre(heads * 6, 16));
+  EXPECT_THAT(dense.at("model.layers.0.self_attn.kv_a_proj_with_mqa.weight"), ElementsAre(8, 16));
+  EXPECT_THAT(dense.at("model.layers.0.self_attn.kv_b_proj.weight"), ElementsAre(heads * 7, 6));
+  EXPECT_THAT(dense.at("model.layers.0.self_attn.o_proj.weight"), ElementsAre(16, heads * 3));
 }
 
 TEST(TensorTableTest, KnowsItsFamilies) {

@@ -1,0 +1,41 @@
+// The routed experts of a block: gated MLPs, each for the tokens that were sent to it.
+#ifndef PTQ_MODELS_EXPERTS_H_
+#define PTQ_MODELS_EXPERTS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <vector>
+
+#include "formats/headers/model_config.h"
+#include "models/expert_router.h"
+#include "models/linear.h"
+
+namespace ptq {
+
+// Indices into DecoderBlock::linears() of Down(activation(Gate x) * Up x).
+struct GatedLinears {
+  size_t gate = 0;
+  size_t up = 0;
+  size_t down = 0;
+};
+
+// One gated MLP of rows [..., D].
+at::Tensor ApplyGatedLinears(const GatedLinears& linears, Activation activation,
+                             const at::Tensor& rows, const LinearFunction& apply);
+
+// hidden [n, D] -> [n, D]: the sum over a token's experts of weight · expert(token). Rows are
+// sorted by expert and gathered once; `apply` sees an expert's rows [m, K] together, gate and up
+// the very same tensor, and never those of an expert without tokens. `routing.experts` are below
+// experts.size().
+//
+// Differentiable with respect to `hidden`, the weights and what `apply` uses; no sum, forward or
+// backward, depends on the order in which a device works. Waits for the device once, for the
+// experts' counts. Throws c10::Error.
+at::Tensor ApplyExperts(const std::vector<GatedLinears>& experts, Activation activation,
+                        const at::Tensor& hidden, const Routing& routing,
+                        const LinearFunction& apply);
+
+}  // namespace ptq
+
+#endif  // PTQ_MODELS_EXPERTS_H_
