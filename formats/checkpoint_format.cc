@@ -20,6 +20,7 @@ const std::vector<std::unique_ptr<CheckpointFormat>>& Registry() {
     list->push_back(MakeAwqFormat());
     list->push_back(MakeCompressedTensorsFormat());
     list->push_back(MakeDequantizedFormat());
+    list->push_back(MakeGgufFormat());
     list->push_back(MakeGptqFormat());
     return list;
   }();
@@ -52,9 +53,7 @@ const CheckpointFormat* FindCheckpointFormat(const std::string& name) {
 
 absl::StatusOr<const CheckpointFormat*> DetectCheckpointFormat(const std::string& folder) {
   PTQ_ASSIGN_OR_RETURN(const bool gguf, HasGguf(folder));
-  if (const CheckpointFormat* format = FindCheckpointFormat("gguf"); gguf && format != nullptr) {
-    return format;
-  }
+  if (gguf) return FindCheckpointFormat("gguf");
   PTQ_ASSIGN_OR_RETURN(const QuantizedFolder quantized, InspectQuantizedFolder(folder));
   PTQ_ASSIGN_OR_RETURN(const std::string method,
                        JsonString(quantized.quantization_config, "quant_method",

@@ -48,6 +48,7 @@ std::unique_ptr<CheckpointFormat> MakeAutoRoundFormat();
 std::unique_ptr<CheckpointFormat> MakeAwqFormat();
 std::unique_ptr<CheckpointFormat> MakeCompressedTensorsFormat();
 std::unique_ptr<CheckpointFormat> MakeDequantizedFormat();
+std::unique_ptr<CheckpointFormat> MakeGgufFormat();
 std::unique_ptr<CheckpointFormat> MakeGptqFormat();
 
 }  // namespace ptq

@@ -12,10 +12,10 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/logging.h"
-#include "common/sha256.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
 #include "formats/checkpoint_reader.h"
+#include "formats/hashing_writer.h"
 #include "formats/headers/dtype.h"
 
 namespace ptq {
@@ -54,31 +54,6 @@ std::string BuildHeader(const std::vector<LazyTensor>& tensors,
   return bytes + text;
 }
 
-// Appends to the file and to its digest.
-class HashingWriter {
- public:
-  explicit HashingWriter(AtomicFileWriter file) : file_(std::move(file)) {}
-
-  absl::Status Append(const char* data, size_t size) {
-    // A thread costs as much as hashing some tens of kilobytes.
-    if (size < (1 << 18)) {
-      sha256_.Update(data, size);
-      return file_.Append(data, size);
-    }
-    const auto hashing =
-        std::async(std::launch::async, [this, data, size] { sha256_.Update(data, size); });
-    const absl::Status status = file_.Append(data, size);
-    hashing.wait();
-    return status;
-  }
-  AtomicFileWriter& file() { return file_; }
-  std::string Digest() { return sha256_.FinishHex(); }
-
- private:
-  AtomicFileWriter file_;
-  Sha256 sha256_;
-};
-
 absl::Status AppendTensor(const LazyTensor& entry, HashingWriter& writer) {
   PTQ_ASSIGN_OR_RETURN(at::Tensor tensor, entry.load());
   if (tensor.scalar_type() != entry.dtype || tensor.sizes() != at::IntArrayRef(entry.shape)) {
@@ -86,7 +61,7 @@ absl::Status AppendTensor(const LazyTensor& entry, HashingWriter& writer) {
         absl::StrCat("tensor ", entry.name, ": dtype or shape differ from the announced ones"));
   }
   tensor = tensor.cpu().contiguous();
-  return writer.Append(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes());
+  return writer.Append(tensor.const_data_ptr(), tensor.nbytes());
 }
 
 // One piece is read while the one before is written.

@@ -2,7 +2,7 @@
 # Installs what a build needs and is not there yet: Debian packages, a .venv with pinned wheels, cargo.
 #   tools/setup.sh [base | peers | long | benchmarks | cuda]
 # base         what building and the demo need
-# peers        and the wheels that the Python interop tests compare with
+# peers        and the wheels and npm packages that the interop tests compare with
 # long         and the loaders of the long tests, which are built from source
 # benchmarks   and what auto-round's tuner imports, to be timed
 # cuda         and NVIDIA's compiler from PyPI, for the CUDA part
@@ -21,6 +21,9 @@ fi
 headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null || true)
 if [[ $what = benchmarks || $what = long ]] && [ ! -f "$headers/Python.h" ]; then
   wanted+=(python3-dev)  # torch.compile, by which the peer is timed on a GPU, and GPTQModel build extensions
+fi
+if [[ $what = peers || $what = long || $what = benchmarks ]] && ! command -v npm >/dev/null; then
+  wanted+=(npm)
 fi
 missing=()
 for package in "${wanted[@]}"; do
@@ -52,13 +55,23 @@ install_gptqmodel() {
   BUILD_CUDA_EXT=0 "$home/bin/pip" install -q --disable-pip-version-check --no-build-isolation -r "$list" torch==2.11.0
   cp "$list" "$home/.ptq-stamp"
 }
+# The packages of a list, below .venv/npm.
+install_npm() {
+  local list=deploy/npm-$1.txt stamp=.venv/.npm-$1 packages
+  [ -f "$stamp" ] && cmp -s "$list" "$stamp" && return
+  say "installing the npm packages of $list"
+  mapfile -t packages < <(grep -v '^#' "$list")
+  npm install --prefix .venv/npm --omit=optional --no-audit --no-fund --loglevel=error "${packages[@]}" >&2
+  cp "$list" "$stamp"
+}
+# auto-round would bring its data sets' stack, which its formulas and its tuner don't need.
+install_peers() { install_wheels peers; install_wheels peers-no-deps --no-deps; install_npm peers; }
 install_wheels base
 case $what in
   base) ;;
-  # auto-round would bring its data sets' stack, which its formulas and its tuner don't need.
-  peers) install_wheels peers; install_wheels peers-no-deps --no-deps ;;
-  long) install_wheels peers; install_wheels peers-no-deps --no-deps; install_gptqmodel ;;
-  benchmarks) install_wheels peers; install_wheels peers-no-deps --no-deps; install_wheels benchmarks --no-deps ;;
+  peers) install_peers ;;
+  long) install_peers; install_gptqmodel ;;
+  benchmarks) install_peers; install_wheels benchmarks --no-deps ;;
   cuda) install_wheels cuda ;;
   *) say "unknown part '$what'"; exit 2 ;;
 esac

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
+#include "formats/headers/gguf_types.h"
 
 namespace ptq {
 namespace {
@@ -100,6 +101,8 @@ absl::Status CheckFormatHolds(const std::string& format,
       status = CheckAwq(format, module);
     } else if (auto_round) {
       status = CheckMultiples(format, module, 32, 32);
+    } else if (format == "gguf") {
+      status = GgufTypeOf(module).status();
     }
     if (!status.ok()) return status;
   }

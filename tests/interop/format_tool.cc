@@ -90,7 +90,7 @@ absl::Status Export(const std::string& spec_path) {
   PTQ_ASSIGN_OR_RETURN(const auto reader, SafetensorsCheckpointReader::Open(source.index));
   ExportPlan plan;
   PTQ_ASSIGN_OR_RETURN(plan.default_scheme, ReadScheme(spec["default"]));
-  std::vector<std::vector<std::string>> blocks(
+  std::vector<std::vector<TableTensor>> blocks(
       static_cast<size_t>(source.config.num_hidden_layers));
   for (const TableTensor& tensor : BuildTensorTable(source.config)) {
     if (tensor.role != TensorRole::kLinearWeight) continue;
@@ -105,7 +105,7 @@ absl::Status Export(const std::string& spec_path) {
     const DType original = source.index.Find(tensor.name)->info.dtype;
     plan.modules.push_back({tensor.module, tensor.shape[0], tensor.shape[1], scheme, original,
                             ScaleDTypeOf(scheme.scale_rule, original)});
-    blocks[static_cast<size_t>(tensor.block)].push_back(tensor.module);
+    blocks[static_cast<size_t>(tensor.block)].push_back(tensor);
   }
   plan.source = std::move(source);
 
@@ -117,9 +117,10 @@ absl::Status Export(const std::string& spec_path) {
   size_t next = 0;
   for (size_t block = 0; block < blocks.size(); ++block) {
     std::vector<QuantizedModule> modules;
-    for (const std::string& module : blocks[block]) {
-      PTQ_ASSIGN_OR_RETURN(const at::Tensor weight, reader->Read(module + ".weight"));
-      modules.push_back({module, Quantize(weight, plan.modules[next++].scheme)});
+    for (const TableTensor& tensor : blocks[block]) {
+      PTQ_ASSIGN_OR_RETURN(at::Tensor weight, reader->Read(tensor.name));
+      if (tensor.transposed) weight = weight.t();
+      modules.push_back({tensor.module, Quantize(weight, plan.modules[next++].scheme)});
     }
     PTQ_RETURN_IF_ERROR(
         records->WriteBlock(static_cast<int64_t>(block), modules, *reader, never).status());

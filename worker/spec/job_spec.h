@@ -20,8 +20,8 @@ namespace ptq {
 // Names stand in the order of the enum. Flags, API and capabilities follow these lists.
 enum class Algorithm { kAutoRound, kGptq, kOptRtn, kRtn };
 inline constexpr std::array kAlgorithmNames = {"auto-round", "gptq", "opt-rtn", "rtn"};
-inline constexpr std::array kOutputFormatNames = {"affine", "compressed-tensors", "gptq",
-                                                  "awq",    "auto-round",         "dequantized"};
+inline constexpr std::array kOutputFormatNames = {
+    "affine", "compressed-tensors", "gptq", "awq", "auto-round", "gguf", "dequantized"};
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 inline constexpr std::array kDeviceNames = {"auto", "cpu", "cuda"};
 inline constexpr std::array kScaleRuleNames = {"full-range", "torchao"};
