@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "formats/gptq_packing.h"
+#include "formats/headers/loader_rules/fused_sets.h"
 #include "formats/headers/quote.h"
 #include "formats/module_pattern.h"
 #include "formats/safetensors_format.h"
@@ -32,6 +33,15 @@ absl::StatusOr<QuantizationScheme> ParseScheme(const Json& json, QuantizationSch
   return scheme;
 }
 
+// For the module, and for the layer that vLLM and SGLang make of it and its like: they look for
+// that one's name alone.
+void Override(const std::string& sign, const std::string& module, const Json& settings,
+              Json* dynamic) {
+  (*dynamic)[sign + ExactPattern(module)] = settings;
+  const auto set = FusedSetOf(module);
+  if (set) (*dynamic)[sign + ExactPattern(set->module)] = settings;
+}
+
 class GptqFormat final : public SafetensorsFormat {
  public:
   std::string name() const override { return kName; }
@@ -54,11 +64,11 @@ class GptqFormat final : public SafetensorsFormat {
     config["damp_percent"] = 0.01;  // loaders check its range, whatever made the weights
     Json dynamic = Json::object();
     for (const std::string& module : PlainLinears(plan)) {
-      dynamic["-:" + ExactPattern(module)] = Json::object();
+      Override("-:", module, Json::object(), &dynamic);
     }
     for (const PlannedModule& module : plan.modules) {
       const Json own = SchemeJson(module.scheme);
-      if (own != SchemeJson(common)) dynamic["+:" + ExactPattern(module.module)] = own;
+      if (own != SchemeJson(common)) Override("+:", module.module, own, &dynamic);
     }
     if (!dynamic.empty()) config["dynamic"] = std::move(dynamic);
     // In another dtype loaders would round the scales again.

@@ -259,7 +259,8 @@ TEST_F(SafetensorsFormatTest, ConfigsSayWhatLoadersAsk) {
   EXPECT_EQ(config["group_size"], 32);
   EXPECT_EQ(config["sym"], true);
   EXPECT_EQ(config["desc_act"], false);
-  EXPECT_EQ(DumpJson(config["dynamic"]), R"({"-:^model\\.layers\\.1\\.mlp\\.up_proj$":{}})");
+  EXPECT_EQ(DumpJson(config["dynamic"]), R"({"-:^model\\.layers\\.1\\.mlp\\.up_proj$":{},)"
+                                         R"("-:^model\\.layers\\.1\\.mlp\\.gate_up_proj$":{}})");
 
   ASSERT_THAT(Write("compressed-tensors", checkpoint), IsOk());
   config = Config()["quantization_config"];

@@ -93,7 +93,7 @@ void CheckCompleteness(const std::vector<std::string>& parts, LoadedFolder& fold
                            "the model needs this tensor and no file has it; loaders would make it "
                            "up at random or refuse");
     } else {
-      ExpectTensor(folder, *tensor, {DType::kBF16, DType::kF16, DType::kF32}, row.shape);
+      ExpectTensor(folder, *tensor, {DType::kBF16, DType::kF16, DType::kF32}, row.stored_shape());
     }
   }
   for (const auto& [name, tensor] : folder.index.tensors()) {
