@@ -1,5 +1,7 @@
-// The records of a job, as files of their own and as shards of the affine format: what is in them, bit
-// for bit, and what is refused.
+// The records of a job, as files of their own and as shards of the affine format: what is in them,
+// bit for bit, and what is refused.
+#include "formats/record_folder.h"
+
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -7,7 +9,6 @@
 
 #include "common/sha256.h"
 #include "formats/headers/safetensors_header.h"
-#include "formats/record_folder.h"
 #include "tests/formats/tiny_checkpoint.h"
 #include "tests/testing/status_matchers.h"
 
@@ -41,8 +42,7 @@ class RecordFolderTest : public ::testing::Test {
     at::manual_seed(5);
     for (int64_t block = 0; block < 2; ++block) {
       PTQ_RETURN_IF_ERROR(
-          folder.WriteBlock(block, testing::RandomBlock(plan, block), *reader_, cancel_)
-              .status());
+          folder.WriteBlock(block, testing::RandomBlock(plan, block), *reader_, cancel_).status());
     }
     PTQ_RETURN_IF_ERROR(folder.WriteOuterShards(*reader_, cancel_).status());
     return folder.Finalize();
@@ -69,9 +69,8 @@ TEST_P(RecordSchemeTest, RecordsComeBackFromBothKindsOfFile) {
   WriteSource(/*tied=*/false);
   const ExportPlan plan = testing::PlanFor(source_, GetParam().scheme);
   PTQ_ASSERT_OK_AND_ASSIGN(const auto shards, Shards(plan));
-  PTQ_ASSERT_OK_AND_ASSIGN(
-      const auto records,
-      RecordFolder::Create(plan, root_ + "/records", RecordFolder::Kind::kRecords));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto records, RecordFolder::Create(plan, root_ + "/records",
+                                                                    RecordFolder::Kind::kRecords));
   const auto written = testing::RandomBlock(plan, 1);
   for (const RecordFolder* folder : {shards.get(), records.get()}) {
     ASSERT_THAT(folder->WriteBlock(1, written, *reader_, cancel_), IsOk());
@@ -273,8 +272,7 @@ TEST_F(RecordFolderTest, PlansThatDoNotFitTheModelAreRefused) {
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
   plan.modules[0].module = "model.embed_tokens";
-  EXPECT_THAT(Shards(plan),
-              StatusIs(kInvalid, HasSubstr("model.embed_tokens")));
+  EXPECT_THAT(Shards(plan), StatusIs(kInvalid, HasSubstr("model.embed_tokens")));
   plan = testing::PlanFor(source_, {.bits = 4, .group_size = 48});
   EXPECT_THAT(Shards(plan), StatusIs(kInvalid, HasSubstr("48")));
   plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});

@@ -37,7 +37,9 @@ class SafetensorsFormatTest : public ::testing::Test {
     root_ = ::testing::TempDir() + "/safetensors_format_" + name;
     ASSERT_THAT(RemoveTree(root_), IsOk());
     ASSERT_THAT(MakeDirectories(Out("")), IsOk());
-    ASSERT_THAT(testing::WriteTinyCheckpoint(root_ + "/source", /*tied=*/false), IsOk());
+    // Four heads of keys: GPTQ wants 32 outputs.
+    ASSERT_THAT(testing::WriteTinyCheckpoint(root_ + "/source", /*tied=*/false, at::kBFloat16, 4),
+                IsOk());
     PTQ_ASSERT_OK_AND_ASSIGN(source_, InspectCheckpoint(root_ + "/source"));
     PTQ_ASSERT_OK_AND_ASSIGN(reader_, SafetensorsCheckpointReader::Open(source_.index));
   }
@@ -304,7 +306,8 @@ TEST_F(SafetensorsFormatTest, DequantizedIsAPlainCheckpoint) {
   EXPECT_TRUE(weight.equal(Dequantize(records[3].weight, at::kBFloat16)));
   // Nothing says any more that it was quantized.
   EXPECT_THAT(Open(), StatusIs(kInvalid, HasSubstr("no quantization_config")));
-  EXPECT_THAT(FindCheckpointFormat("dequantized")->Open(root_ + "/out"), StatusIs(kInvalid));
+  EXPECT_THAT(FindCheckpointFormat("dequantized")->Open(root_ + "/out"),
+              StatusIs(kInvalid, HasSubstr("no quantization_config")));
   EXPECT_EQ(FindCheckpointFormat("onnx"), nullptr);
 }
 
@@ -369,7 +372,7 @@ TEST_F(SafetensorsFormatTest, FormatsRefuseValuesByName) {
 TEST_F(SafetensorsFormatTest, WritingCanBeStopped) {
   const MemoryCheckpoint checkpoint(Plan({4, 32, true}), *reader_);
   cancel_.Cancel();
-  EXPECT_THAT(Write("gptq", checkpoint), StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_THAT(Write("gptq", checkpoint), StatusIs(absl::StatusCode::kCancelled, HasSubstr("stop")));
   PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
   EXPECT_TRUE(names.empty());
 }
