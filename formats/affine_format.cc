@@ -78,13 +78,20 @@ class AffineFormat final : public SafetensorsFormat {
 
   class TorchaoReading final : public Reading {
    public:
-    static absl::StatusOr<std::unique_ptr<Reading>> Create(const CheckpointIndex& index) {
+    static absl::StatusOr<std::unique_ptr<Reading>> Create(const Json& config,
+                                                           const CheckpointIndex& index) {
       auto reading = std::make_unique<TorchaoReading>();
+      const Json::json_pointer group("/quant_type/default/_data/granularity/_data/group_size");
+      if (config.contains(group) && config.at(group).is_number_integer()) {
+        reading->group_size_ = config.at(group).get<int64_t>();
+      }
       for (const std::string& name : index.files()) {
         PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(JoinPath(index.folder(), name)));
         PTQ_ASSIGN_OR_RETURN(const auto header, ReadSafetensorsHeader(file));
         for (const auto& [key, value] : header.metadata) reading->metadata_[key] = value;
       }
+      const Json::json_pointer mapping("/quant_type/default/_data/mapping_type/_data");
+      reading->asymmetric_ = config.contains(mapping) && config.at(mapping) == "ASYMMETRIC";
       if (const auto own = reading->metadata_.find("ptqd"); own != reading->metadata_.end()) {
         PTQ_ASSIGN_OR_RETURN(const Json json, ParseJson(own->second));
         PTQ_ASSIGN_OR_RETURN(const std::string rule, JsonString(json, "scale_rule"));
@@ -97,7 +104,8 @@ class AffineFormat final : public SafetensorsFormat {
     }
 
     const WeightPacking& packing() const override { return packing_; }
-    bool knows_symmetry() const override { return false; }
+    // Where the config says symmetric, single layers may be otherwise.
+    bool knows_symmetry() const override { return asymmetric_; }
     DType ScaleDType(DType stored) const override { return half_scales_ ? DType::kF16 : stored; }
 
     absl::StatusOr<std::optional<QuantizationScheme>> SchemeOf(
@@ -114,7 +122,13 @@ class AffineFormat final : public SafetensorsFormat {
             module, ": blocks of ", entry->block_size[0], " x ", entry->block_size[1],
             " share a scale; records hold groups within a row, rows and whole tensors"));
       }
-      QuantizationScheme scheme = {.bits = entry->bits, .group_size = *group};
+      QuantizationScheme scheme = {
+          .bits = entry->bits, .group_size = *group, .symmetric = !asymmetric_};
+      // A group as wide as the row, where the config speaks of groups.
+      if (shape->second[1] == group_size_ && scheme.group_size == QuantizationScheme::kPerChannel &&
+          entry->tensor_class != TorchaoClass::kInt8) {
+        scheme.group_size = group_size_;
+      }
       if (!half_scales_) scheme.scale_rule = ScaleRule::kTorchao;
       return scheme;
     }
@@ -124,11 +138,13 @@ class AffineFormat final : public SafetensorsFormat {
     std::map<std::string, std::vector<int64_t>> shapes_;  // of codes
     AffinePacking packing_{DType::kF32};                  // which only Check asks for
     bool half_scales_ = false;
+    bool asymmetric_ = false;
+    int64_t group_size_ = 0;  // of the config; 0: it has none
   };
 
-  absl::StatusOr<std::unique_ptr<Reading>> Read(const Json&,
+  absl::StatusOr<std::unique_ptr<Reading>> Read(const Json& quantization_config,
                                                 const CheckpointIndex& index) const override {
-    return TorchaoReading::Create(index);
+    return TorchaoReading::Create(quantization_config, index);
   }
 };
 

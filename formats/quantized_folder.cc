@@ -83,14 +83,12 @@ absl::Status CheckPlainTensors(const CheckpointInspection& model,
   }
   for (const auto& [name, tensor] : model.index.tensors()) {
     if (parts.contains(name)) continue;
-    for (const std::string& module : {name.substr(0, name.rfind('.'))}) {
-      const bool plain = absl::EndsWith(name, ".weight") || absl::EndsWith(name, ".bias");
-      if (!modules.contains(module) || plain) continue;
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "%s: tensor %s is neither part of the model nor of its quantized weights as "
-          "quantization_config describes them",
-          tensor.file, Quote(name)));
-    }
+    const bool plain = absl::EndsWith(name, ".weight") || absl::EndsWith(name, ".bias");
+    if (plain || !modules.contains(name.substr(0, name.rfind('.')))) continue;
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "%s: tensor %s is neither part of the model nor of its quantized weights as "
+        "quantization_config describes them",
+        tensor.file, Quote(name)));
   }
   return absl::OkStatus();
 }

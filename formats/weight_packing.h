@@ -2,6 +2,7 @@
 #ifndef PTQ_FORMATS_WEIGHT_PACKING_H_
 #define PTQ_FORMATS_WEIGHT_PACKING_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,9 +43,9 @@ class WeightPacking {
                                               const CheckpointReader& reader) const;
 };
 
-// What packings share. `field` of messages is the tensor's name.
+// What packings share.
 
-// The weight's codes as `dtype`, with the shape and from the function that are given.
+// A tensor that `make` makes, of that dtype and shape, when it is written.
 LazyTensor MakeLazy(std::string name, at::ScalarType dtype, std::vector<int64_t> shape,
                     std::function<at::Tensor()> make);
 // Columns that share a scale in a file that knows no scale for a whole tensor.

@@ -37,7 +37,9 @@ class SafetensorsFormatTest : public ::testing::Test {
     root_ = ::testing::TempDir() + "/safetensors_format_" + name;
     ASSERT_THAT(RemoveTree(root_), IsOk());
     ASSERT_THAT(MakeDirectories(Out("")), IsOk());
-    ASSERT_THAT(testing::WriteTinyCheckpoint(root_ + "/source", /*tied=*/false), IsOk());
+    // Four heads of keys: GPTQ wants 32 outputs.
+    ASSERT_THAT(testing::WriteTinyCheckpoint(root_ + "/source", /*tied=*/false, at::kBFloat16, 4),
+                IsOk());
     PTQ_ASSERT_OK_AND_ASSIGN(source_, InspectCheckpoint(root_ + "/source"));
     PTQ_ASSERT_OK_AND_ASSIGN(reader_, SafetensorsCheckpointReader::Open(source_.index));
   }

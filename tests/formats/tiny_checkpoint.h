@@ -22,7 +22,7 @@
 namespace ptq::testing {
 
 // Two blocks; q_proj is [32, 64], as the golden data need it.
-inline Json TinyConfig(bool tied) {
+inline Json TinyConfig(bool tied, int64_t key_value_heads = 2) {
   return {{"architectures", {"LlamaForCausalLM"}},
           {"model_type", "llama"},
           {"dtype", "bfloat16"},
@@ -32,7 +32,7 @@ inline Json TinyConfig(bool tied) {
           {"intermediate_size", 96},
           {"num_hidden_layers", 2},
           {"num_attention_heads", 4},
-          {"num_key_value_heads", 2},
+          {"num_key_value_heads", key_value_heads},
           {"head_dim", 8},
           {"max_position_embeddings", 64},
           {"rms_norm_eps", 1e-05},
@@ -43,10 +43,11 @@ inline Json TinyConfig(bool tied) {
 
 // Writes config.json, generation_config.json and model.safetensors into `folder`, which is emptied.
 inline absl::Status WriteTinyCheckpoint(const std::string& folder, bool tied,
-                                        at::ScalarType dtype = at::kBFloat16) {
+                                        at::ScalarType dtype = at::kBFloat16,
+                                        int64_t key_value_heads = 2) {
   PTQ_RETURN_IF_ERROR(RemoveTree(folder));
   PTQ_RETURN_IF_ERROR(MakeDirectories(folder));
-  const std::string text = DumpJsonPretty(TinyConfig(tied));
+  const std::string text = DumpJsonPretty(TinyConfig(tied, key_value_heads));
   PTQ_RETURN_IF_ERROR(WriteFileAtomically(folder + "/config.json", text));
   PTQ_RETURN_IF_ERROR(WriteFileAtomically(folder + "/generation_config.json", "{\"x\":  1}"));
   std::vector<std::string> warnings;

@@ -1,4 +1,5 @@
 """ptq-worker by hand, without a server: exit statuses, events, resume to the same bytes, bad input."""
+import hashlib
 import json
 import math
 import os
@@ -384,6 +385,62 @@ def test_dequantized_output_resumes_too(tiny_model, tmp_path):
     worker.process.wait()
     run(tmp_path / "out", spec)
     assert folder_digests(tmp_path / "out") == folder_digests(whole.output)
+
+
+FORMATS = ["affine", "compressed-tensors", "gptq", "awq", "auto-round", "dequantized"]
+
+
+def folder_tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith("report.")}
+
+
+def test_several_formats_are_those_of_single_jobs(tiny_model, tmp_path):
+    spec = dict(algorithm="rtn", group_size=32)
+    many = run(tmp_path / "many", spec_of(tiny_model, None, **spec, format=",".join(reversed(FORMATS))))
+    assert many.report["spec"]["format"] == FORMATS
+    assert sorted(p.name for p in many.output.iterdir()) == sorted([*FORMATS, "report.html", "report.json"])
+    outputs = {file["path"]: file["sha256"] for file in many.report["outputs"]}
+    assert outputs == {path: hashlib.sha256(data).hexdigest() for path, data in folder_tree(many.output).items()}
+    fractions = [e["phase_fraction"] for e in many.of_type("phase") if e["phase"] == "export"]
+    assert fractions == sorted(fractions) and fractions[-1] == 1
+    for name in FORMATS:
+        one = run(tmp_path / name, spec_of(tiny_model, None, **spec, format=name))
+        assert folder_tree(one.output) == folder_tree(many.output / name), name
+
+
+def test_a_run_killed_between_formats_ends_with_the_same_files(tiny_model, tmp_path):
+    spec = spec_of(tiny_model, None, algorithm="rtn", group_size=32, format=FORMATS)
+    whole = run(tmp_path / "whole", spec)
+    output = tmp_path / "out"
+    worker = Worker(output, spec)
+    while not (output / "gptq" / "config.json").exists():  # what a format writes last
+        assert worker.process.poll() is None
+        time.sleep(0.001)
+    worker.process.kill()
+    worker.process.wait()
+    assert not (output / "report.json").exists()
+    (output / "awq" / "stray.safetensors").parent.mkdir(exist_ok=True)
+    (output / "awq" / "stray.safetensors").write_bytes(b"half")
+    again = run(output, spec)
+    assert again.of_type("started")[0]["blocks_resumed"] == 4
+    assert folder_tree(output) == folder_tree(whole.output)
+    assert again.events[-1]["result_digest"] == whole.events[-1]["result_digest"]
+    # The finished folder is verified file by file; one that was touched makes the job again.
+    (output / "gptq" / "config.json").write_text("{}")
+    third = run(output, spec)
+    assert len(third.of_type("block_done")) == 4
+    assert folder_tree(output) == folder_tree(whole.output)
+
+
+def test_a_format_that_cannot_hold_a_layer_is_refused_at_once(tiny_model, tmp_path):
+    spec = spec_of(tiny_model, None, algorithm="rtn", group_size=32, rule=[".*layers.1.mlp.down_proj:bits=5"])
+    worker = run(tmp_path / "out", {**spec, "format": "affine,gptq"}, code=2)
+    failed = worker.events[-1]
+    assert failed["code"] == "FAILED_PRECONDITION"
+    for part in ("format: gptq", "model.layers.1.mlp.down_proj", "5 bits", "compressed-tensors"):
+        assert part in failed["message"]
+    assert not worker.of_type("block_done")
 
 
 def test_a_finished_folder_is_verified_and_done_at_once(tiny_model, tmp_path):

@@ -185,12 +185,18 @@ def records_of_case(root):
 
 
 def test_compressed_tensors_logits(output):
-    root, _, _, formats = output
+    root, default, _, formats = output
     if "compressed-tensors" not in formats:
         pytest.skip("not in this case")
-    difference = (logits(root / "compressed-tensors", dtype=torch.float32)
+    options, bound = {"dtype": torch.float32}, 1e-5
+    if not default.get("symmetric", True):
+        # Else compressed-tensors 0.20 makes room for unpacked zero points, and refuses its own files too. Weights are
+        # decoded in the scales' float16 then.
+        bound = 2e-4
+        options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
+    difference = (logits(root / "compressed-tensors", **options)
                   - reference(root, torch.float32)).abs().max().item()
-    assert difference <= 1e-5
+    assert difference <= bound
 
 
 @pytest.mark.parametrize("format", ["gptq", "auto-round"])

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/status_macros.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ptq {
