@@ -25,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import llama_cpp  # noqa: E402
 
 TOOL = pathlib.Path(os.environ["PTQ_BUILD_DIR"]) / "tests" / "format_tool"
+WORKER = pathlib.Path(os.environ["PTQ_BUILD_DIR"]) / "bin" / "ptq-worker"
 SOURCE = pathlib.Path(os.environ["PTQ_SOURCE_DIR"])
 EXAMPLE = SOURCE / "examples" / "wikilm-llama-6m"
 
@@ -195,6 +196,21 @@ def test_mixed_schemes_and_modules_that_are_left_out(tmp_path):
     with llama_cpp.Model(path) as model:
         assert llama_cpp.total_variation(
             model.logits(ids), logits_of(dequantized_model(EXAMPLE, records), ids)) < 0.03
+
+
+def test_a_job_and_a_conversion_write_the_same_file(tmp_path):
+    def run(*arguments):
+        subprocess.run([WORKER, *arguments], check=True, capture_output=True)
+
+    spec = {"model": str(EXAMPLE), "algorithm": "rtn", "bits": 4, "group_size": 32, "device": "cpu"}
+    for name, formats in (("job", "gguf"), ("records", "affine")):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**spec, "format": formats}))
+        run("run", "--spec", tmp_path / f"{name}.json", "--output", tmp_path / name)
+    run("convert", "--from", tmp_path / "records", "--format", "gguf", "--output", tmp_path / "converted")
+    written = (tmp_path / "job" / "model.gguf").read_bytes()
+    assert written == (tmp_path / "converted" / "model.gguf").read_bytes()
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "job" / "model.gguf").tensors}
+    assert types["blk.5.ffn_up.weight"] == "Q4_0"
 
 
 @pytest.mark.parametrize("scheme, reason", [
