@@ -152,7 +152,7 @@ TEST(JobSpecTest, RefusesWrongTypesByKey) {
       {"device", "\"gpu\""},
       {"evaluation_window", "[1]"},
       {"evaluation_samples", "false"},
-      {"format", "\"gguf\""},
+      {"format", "\"onnx\""},
       {"rule", "\"a:skip\""},
       {"rule", "[1]"}};
   for (const auto& [key, value] : cases) {
