@@ -259,8 +259,10 @@ def test_the_result_is_the_model_that_transformers_loads(family, checkpoints, tm
 
 def never_choose_expert_two(model):
     """The first coordinate of the states in front of the router is positive, and expert 2 hates it."""
-    model.model.embed_tokens.weight[:, 0] = 4
+    model.model.embed_tokens.weight[:, 0] = 1
     for layer in model.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            projection.weight[:, 0] = 0
         layer.self_attn.o_proj.weight[0] = 0
         if hasattr(layer.mlp, "experts"):
             layer.mlp.experts.down_proj[:, 0] = 0
@@ -282,8 +284,8 @@ def test_an_expert_that_calibration_never_reaches_is_named(algorithm, tmp_path):
                 continue
             expert = int(module["name"].split(".experts.")[1].split(".")[0])
             experts.setdefault(expert, set()).add(module["tokens"])
-            assert (module["fallback_reason"] == reason) == (expert == 2), module
-        assert experts[2] == {0}
+            assert (module["fallback_reason"] == reason) == (module["tokens"] == 0), module
+        assert experts[2] == {0} and sum(tokens != {0} for tokens in experts.values()) > 1
         assert all(len(tokens) == 1 for tokens in experts.values()), "layers of an expert see the same tokens"
         assert sum(tokens.pop() for tokens in experts.values()) == 2 * SAMPLES * LENGTH
         sentence = next(w for w in report["warnings"] if f"layers.{index}." in w and reason in w)
