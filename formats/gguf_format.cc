@@ -74,7 +74,7 @@ absl::Status AddPart(Part part, const CheckpointIndex& index, Layout& layout,
     Entry& entry = layout.entries.emplace_back();
     entry.info.name = part.place.name;
     entry.info.type = type;
-    entry.info.shape = part.tensor.shape;
+    entry.info.shape = part.place.shape;
     if (part.place.expert >= 0) entry.info.shape.insert(entry.info.shape.begin(), 1);
     entry.parts.push_back(std::move(part));
     return absl::OkStatus();

@@ -233,6 +233,31 @@ absl::Status AddMultipliers(const GgufFamily& family, const ModelConfig& config,
   return absl::OkStatus();
 }
 
+absl::Status AddExperts(const GgufFamily& family, const ModelConfig& config, Keys& keys) {
+  const ExpertOptions& experts = config.experts;
+  const RouterConfig& router = experts.router;
+  if (!family.normalizes_experts.has_value()) return absl::OkStatus();
+  if (std::find(experts.routed.begin(), experts.routed.end(), false) != experts.routed.end()) {
+    return Refuse("mlp_only_layers, decoder_sparse_step",
+                  absl::StrCat("llama.cpp's ", family.architecture, " has experts in every block"));
+  }
+  if (router.normalize != *family.normalizes_experts) {
+    return Refuse("norm_topk_prob",
+                  absl::StrCat("llama.cpp's ", family.architecture, " has it the other way round"));
+  }
+  if (router.scores != RouterConfig::Scores::kSoftmax || router.groups != 1 ||
+      router.scaling != 1) {
+    return Refuse("the router", absl::StrCat("llama.cpp's ", family.architecture, " has another"));
+  }
+  keys.Integer("expert_count", router.experts);
+  keys.Integer("expert_used_count", router.experts_per_token);
+  keys.Integer("expert_feed_forward_length", experts.intermediate_size);
+  if (experts.shared_intermediate_size > 0) {
+    keys.Integer("expert_shared_feed_forward_length", experts.shared_intermediate_size);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckRest(const GgufFamily& family, const ModelConfig& config) {
   // llama.cpp approximates GELU by tanh wherever it stands.
   const Activation activation =
@@ -263,6 +288,7 @@ absl::StatusOr<GgufMetadata> GgufModelMetadata(const GgufFamily& family, const M
   keys.Integer("feed_forward_length", config.intermediate_size);
   PTQ_RETURN_IF_ERROR(AddAttention(family, config, keys));
   PTQ_RETURN_IF_ERROR(AddMultipliers(family, config, keys));
+  PTQ_RETURN_IF_ERROR(AddExperts(family, config, keys));
   if (config.attention.rotary) PTQ_RETURN_IF_ERROR(AddRope(config, keys));
   if (std::string(family.architecture) == "gptneox") {
     keys.Flag("use_parallel_residual", config.parallel_residual);

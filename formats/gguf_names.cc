@@ -36,10 +36,19 @@ const std::vector<GgufFamily>& Families() {
        .has_multipliers = true},
       {.model_type = "llama", .architecture = "llama", .pairs_rotary = true, .takes_biases = true},
       {.model_type = "mistral", .architecture = "llama", .pairs_rotary = true},
+      {.model_type = "mixtral",
+       .architecture = "llama",
+       .pairs_rotary = true,
+       .normalizes_experts = true},
       {.model_type = "olmo2", .architecture = "olmo2", .needs_head = true},
       {.model_type = "phi3", .architecture = "phi3"},
       {.model_type = "qwen2", .architecture = "qwen2", .takes_biases = true},
+      {.model_type = "qwen2_moe",
+       .architecture = "qwen2moe",
+       .takes_biases = true,
+       .normalizes_experts = false},
       {.model_type = "qwen3", .architecture = "qwen3"},
+      {.model_type = "qwen3_moe", .architecture = "qwen3moe", .normalizes_experts = true},
       {.model_type = "starcoder2",
        .architecture = "starcoder2",
        .activation = kGeluTanh,
@@ -76,6 +85,10 @@ const char* NameOf(TensorPart part) {
       return "post_attention_norm";
     case TensorPart::kMlpInputNorm:
       return "ffn_norm";
+    case TensorPart::kRouter:
+      return "ffn_gate_inp";
+    case TensorPart::kSharedExpertGate:
+      return "ffn_gate_inp_shexp";
     case TensorPart::kGate:
       return "ffn_gate";
     case TensorPart::kUp:
@@ -89,8 +102,9 @@ const char* NameOf(TensorPart part) {
       return "output_norm";
     case TensorPart::kHead:
       return "output";
+    default:
+      return nullptr;
   }
-  return nullptr;
 }
 
 // Of `rows` rows in heads of [2, half]: row [pair, side] of a head is the model's [side, pair].
@@ -117,6 +131,16 @@ std::vector<int64_t> SeparatedRows(int64_t rows, int64_t heads) {
   return order;
 }
 
+// What the names of a routed block's linear layers end with.
+const char* ExpertSuffix(const ModelConfig& config, const TableTensor& tensor) {
+  if (tensor.expert >= 0) return "_exps";
+  const bool is_mlp = tensor.part == TensorPart::kGate || tensor.part == TensorPart::kUp ||
+                      tensor.part == TensorPart::kDown;
+  const auto& routed = config.experts.routed;
+  if (!is_mlp || routed.empty() || !routed[static_cast<size_t>(tensor.block)]) return "";
+  return "_shexp";
+}
+
 }  // namespace
 
 absl::StatusOr<GgufFamily> GgufFamilyOf(const ModelConfig& config) {
@@ -141,7 +165,10 @@ absl::StatusOr<GgufPlace> GgufPlaceOf(const GgufFamily& family, const ModelConfi
   GgufPlace place;
   const std::string parameter = tensor.name.substr(tensor.module.size());  // ".weight"
   place.name = absl::StrCat(tensor.block < 0 ? "" : absl::StrCat("blk.", tensor.block, "."), name,
-                            parameter);
+                            ExpertSuffix(config, tensor), parameter);
+  place.expert = tensor.expert;
+  place.shape = tensor.shape;
+  if (tensor.part == TensorPart::kSharedExpertGate) place.shape = {tensor.shape.back()};
   const int64_t rows = tensor.shape[0];
   if (family.pairs_rotary && tensor.part == TensorPart::kQuery) {
     place.rows = PairedRows(rows, config.num_attention_heads);
@@ -151,7 +178,8 @@ absl::StatusOr<GgufPlace> GgufPlaceOf(const GgufFamily& family, const ModelConfi
     place.rows = SeparatedRows(rows, config.num_attention_heads);
   }
   place.add_one = config.norm == NormKind::kRmsPlusOne && tensor.role == TensorRole::kNorm;
-  place.always_f32 = tensor.shape.size() == 1 || tensor.part == TensorPart::kPositionEmbedding;
+  place.always_f32 = tensor.shape.size() == 1 || tensor.role == TensorRole::kRouter ||
+                     tensor.part == TensorPart::kPositionEmbedding;
   return place;
 }
 

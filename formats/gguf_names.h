@@ -4,6 +4,7 @@
 #define PTQ_FORMATS_GGUF_NAMES_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,8 @@ struct GgufFamily {
   bool has_windows = false;
   bool has_soft_caps = false;
   bool has_multipliers = false;
+  // The weights of a token's experts are divided by their sum; nothing where it has no experts.
+  std::optional<bool> normalizes_experts = std::nullopt;
 };
 
 // kUnimplemented naming the families that llama.cpp has, for those that it lacks (OPT).
@@ -35,8 +38,9 @@ absl::StatusOr<GgufFamily> GgufFamilyOf(const ModelConfig& config);
 
 // Where a tensor of the checkpoint goes.
 struct GgufPlace {
-  std::string name;     // "blk.0.attn_q.weight"
-  int64_t expert = -1;  // its place in a stack of experts' weights
+  std::string name;            // "blk.0.attn_q.weight"
+  int64_t expert = -1;         // its place in a stack of experts' weights
+  std::vector<int64_t> shape;  // of the tensor, or of an expert's part of it
   // Rows (values of a bias) in the order of the GGUF file; empty: as they are.
   std::vector<int64_t> rows;
   bool add_one = false;     // transformers multiplies by 1 + weight, llama.cpp by weight

@@ -258,6 +258,11 @@ FAMILIES = {
     "gpt_neox_sequential": ("GPTNeoXConfig", {
         **{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}, "use_parallel_residual": False}),
     "gpt2": ("GPT2Config", GPT2),
+    "mixtral": ("MixtralConfig", {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("Qwen2MoeConfig", {**SIZES, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False,
+                                     "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**SIZES, "head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2,
+                                     "norm_topk_prob": True, "moe_intermediate_size": 64}),
 }
 
 
