@@ -25,6 +25,11 @@ absl::Status CheckLayer(const Linear& linear, const QuantizationScheme& scheme) 
         absl::StrCat(linear.module, ": group_size ", scheme.group_size,
                      " does not divide in_features ", weight.size(1)));
   }
+  if (scheme.k_quant != KQuant::kNone && weight.size(1) % kSuperBlock != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(linear.module, ": ", KQuantName(scheme.k_quant), " has super-blocks of ",
+                     kSuperBlock, " columns, which do not divide in_features ", weight.size(1)));
+  }
   // The extremes carry every NaN and Inf and need no temporary of the weight's size.
   const auto [low, high] = at::aminmax(weight.detach());
   if (!std::isfinite(low.item<double>()) || !std::isfinite(high.item<double>())) {

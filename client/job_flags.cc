@@ -97,11 +97,25 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
               "for. Rules go before those of the preset.")
           ->type_name(PresetNames("|"));
   scheme(preset);
+  CLI::Option* k_quant =
+      command
+          .add_option_function<std::string>(
+              "--scheme",
+              [&spec](const std::string& name) {
+                const absl::Status used = UseScheme(name, &spec);
+                if (!used.ok()) throw CLI::ValidationError(WithFlagNames(Message(used)));
+              },
+              "A K-quant of GGUF for all layers, in place of bits, groups and zero points; the "
+              "presets of like names are llama.cpp's mixes of them.")
+          ->type_name(absl::StrJoin(kKQuantNames, "|"));
+  scheme(k_quant);
+  preset->excludes(k_quant);
   CLI::Option* bits = command.add_option("--bits", spec.bits, "Bits of a weight, 2 to 8.")
                           ->type_name("N")
                           ->capture_default_str();
   scheme(bits);
   preset->excludes(bits);
+  k_quant->excludes(bits);
   CLI::Option* group_size =
       command
           .add_option("--group-size", spec.group_size,
@@ -111,15 +125,18 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
           ->capture_default_str();
   scheme(group_size);
   preset->excludes(group_size);
+  k_quant->excludes(group_size);
   CLI::Option* asymmetric = command.add_flag("--asymmetric", spec.asymmetric,
                                              "Codes with a zero point instead of symmetric ones.");
   scheme(asymmetric);
   preset->excludes(asymmetric);
+  k_quant->excludes(asymmetric);
   scheme(command
              .add_option("--rule", spec.rule,
                          "'PATTERN:bits=8,group_size=32' or 'PATTERN:skip' for the modules whose "
                          "whole name matches the regular expression (RE2). Keys: bits, group_size, "
-                         "symmetric. Repeatable; the first rule that matches wins.")
+                         "symmetric, or scheme=Q6_K and the like. Repeatable; the first rule that "
+                         "matches wins.")
              ->type_name("RULE")
              ->allow_extra_args(false));
   scheme(command.add_flag("--allow-split-fused-sets", spec.allow_split_fused_sets,
@@ -262,7 +279,9 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
   }
   if (message.has_rtn()) message.mutable_rtn()->set_scale_rule(ScaleRuleName(spec.scale_rule));
   message.set_preset(spec.preset);
-  if (spec.preset.empty()) {
+  if (spec.preset.empty() && spec.scheme != KQuant::kNone) {
+    message.mutable_scheme()->set_name(KQuantName(spec.scheme));
+  } else if (spec.preset.empty()) {
     message.mutable_scheme()->set_bits(spec.bits);
     message.mutable_scheme()->set_group_size(spec.group_size);
     message.mutable_scheme()->set_asymmetric(spec.asymmetric);
@@ -278,6 +297,7 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
     if (rule->bits.has_value()) entry.set_bits(*rule->bits);
     if (rule->group_size.has_value()) entry.set_group_size(*rule->group_size);
     if (rule->symmetric.has_value()) entry.set_symmetric(*rule->symmetric);
+    if (rule->k_quant != KQuant::kNone) entry.set_scheme(KQuantName(rule->k_quant));
   }
   message.set_allow_split_fused_sets(spec.allow_split_fused_sets);
   for (const std::string& format : spec.format) message.add_output_formats(format);

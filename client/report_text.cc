@@ -108,7 +108,11 @@ std::string WorstLayerTable(const Json& report) {
     const auto mse = Number(*module, {"output_mse"});
     const auto rtn = Number(*module, {"rtn_output_mse"});
     const std::string fallback = Text(*module, "fallback_reason");
-    rows.push_back({Text(*module, "name"), bits ? absl::StrFormat("%.0f", *bits) : "-",
+    const std::string scheme = Text(*module, "scheme");
+    rows.push_back({Text(*module, "name"),
+                    !scheme.empty() ? scheme
+                    : bits          ? absl::StrFormat("%.0f", *bits)
+                                    : "-",
                     group ? absl::StrFormat("%.0f", *group) : "-",
                     absl::StrFormat("%.3f %%", 100 * error), mse && rtn ? Change(*rtn, *mse) : "-",
                     fallback.empty() ? "" : "fell back: " + fallback});
@@ -209,6 +213,7 @@ namespace {
 
 // "W4G128", "W8 channel asym".
 std::string SchemeText(const v1::QuantizationSpec& spec) {
+  if (!spec.scheme().name().empty()) return spec.scheme().name();
   const int bits = spec.scheme().has_bits() ? spec.scheme().bits() : 4;
   const int64_t group = spec.scheme().has_group_size() ? spec.scheme().group_size() : 128;
   std::string text = absl::StrFormat("W%d", bits);

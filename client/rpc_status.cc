@@ -143,6 +143,8 @@ std::string FlagForField(const std::string& field_path) {
       {"sequence_length", "--sequence-length"},
       {"algorithm", "--algorithm"},
       {"preset", "--preset"},
+      {"scheme", "--scheme"},
+      {"scheme.name", "--scheme"},
       {"bits", "--bits"},
       {"group_size", "--group-size"},
       {"asymmetric", "--asymmetric"},

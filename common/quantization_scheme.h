@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "common/k_quant.h"
+
 namespace ptq {
 
 // How a symmetric scale is derived from a group's values.
@@ -25,6 +27,7 @@ struct QuantizationScheme {
   int64_t group_size = 128;  // columns that share a scale, or one of the two names above
   bool symmetric = true;
   ScaleRule scale_rule = ScaleRule::kFullRange;
+  KQuant k_quant = KQuant::kNone;  // fixes bits, group_size and symmetric (KQuantScheme)
 
   int64_t quant_min() const { return -(int64_t{1} << (bits - 1)); }  // signed storage
   int64_t quant_max() const { return (int64_t{1} << (bits - 1)) - 1; }
@@ -34,6 +37,15 @@ struct QuantizationScheme {
   }
   bool operator==(const QuantizationScheme&) const = default;
 };
+
+// The one scheme of a K-quant; not for kNone.
+constexpr QuantizationScheme KQuantScheme(KQuant type) {
+  const KQuantTraits traits = TraitsOf(type);
+  return {.bits = traits.bits,
+          .group_size = traits.group_size,
+          .symmetric = traits.symmetric,
+          .k_quant = type};
+}
 
 }  // namespace ptq
 

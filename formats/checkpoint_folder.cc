@@ -125,9 +125,7 @@ absl::StatusOr<std::vector<QuantizedModule>> CheckpointFolder::ValidModules(
     }
     QuantizedModule module = *entry->second;
     PTQ_RETURN_IF_ERROR(ValidateRecord(planned, module.weight));
-    module.weight.int_data = module.weight.int_data.cpu().contiguous();
-    module.weight.scale = module.weight.scale.cpu().contiguous();
-    module.weight.zero_point = module.weight.zero_point.cpu().contiguous();
+    for (at::Tensor* tensor : TensorsOf(module.weight)) *tensor = tensor->cpu().contiguous();
     result.push_back(std::move(module));
   }
   return result;
@@ -272,6 +270,17 @@ RecordView ViewOf(const PlannedModule& module, const AffineQuantizedTensor& weig
   view.block_size = weight.block_size;
   view.bits = weight.bits;
   view.codes = weight.int_data.const_data_ptr<int8_t>();
+  if (weight.k_quant != KQuant::kNone) {
+    const SuperBlockScales& scales = weight.super_blocks;
+    view.k_quant = weight.k_quant;
+    view.super_scale = scales.scale.const_data_ptr();
+    view.sub_scale = scales.sub_scale.const_data_ptr<int8_t>();
+    if (scales.minimum.defined()) {
+      view.super_minimum = scales.minimum.const_data_ptr();
+      view.sub_minimum = scales.sub_minimum.const_data_ptr<int8_t>();
+    }
+    return view;
+  }
   view.scale_dtype = module.scale_dtype;
   view.scale = weight.scale.const_data_ptr();
   view.zero_point = weight.zero_point.const_data_ptr<int32_t>();

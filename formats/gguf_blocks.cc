@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "formats/gguf_super_blocks.h"
 
 namespace ptq {
 namespace {
@@ -160,6 +161,7 @@ std::string Misfit(const Fields& fields, GgufType type) {
 absl::StatusOr<std::string> EncodeGgufRows(const std::string& module,
                                            const AffineQuantizedTensor& record, GgufType type,
                                            const std::vector<int64_t>& rows) {
+  if (record.k_quant != KQuant::kNone) return EncodeSuperBlocks(record, rows);
   const Fields fields(record);
   if (const std::string misfit = Misfit(fields, type); !misfit.empty()) {
     return absl::FailedPreconditionError(absl::StrCat("tensor ", module, ".weight: ", misfit,
@@ -187,6 +189,7 @@ absl::StatusOr<std::string> EncodeGgufRows(const std::string& module,
 absl::Status CheckGgufRows(const std::string& module, const AffineQuantizedTensor& record,
                            GgufType type, const std::vector<int64_t>& rows,
                            const std::string& data) {
+  if (record.k_quant != KQuant::kNone) return CheckSuperBlocks(module, record, type, rows, data);
   const Fields fields(record);
   const GgufTypeTraits traits = TraitsOf(type);
   const int64_t blocks = fields.columns / kBlock;

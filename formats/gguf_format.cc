@@ -148,9 +148,7 @@ class Source {
       PTQ_ASSIGN_OR_RETURN(auto modules, checkpoint_.ReadBlock(part.tensor.block));
       for (QuantizedModule& module : modules) {
         AffineQuantizedTensor& record = module.weight;
-        record.int_data = record.int_data.cpu().contiguous();
-        record.scale = record.scale.cpu().contiguous();
-        record.zero_point = record.zero_point.cpu().contiguous();
+        for (at::Tensor* tensor : TensorsOf(record)) *tensor = tensor->cpu().contiguous();
         records_[module.module] = std::move(record);
       }
       block_ = part.tensor.block;

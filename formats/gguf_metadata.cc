@@ -29,6 +29,16 @@ uint32_t FileType(GgufType type) {
       return 8;
     case GgufType::kQ5_1:
       return 9;
+    case GgufType::kQ2_K:
+      return 10;
+    case GgufType::kQ3_K:
+      return 12;  // Q3_K_M: GGUF knows mixes alone
+    case GgufType::kQ4_K:
+      return 15;  // Q4_K_M
+    case GgufType::kQ5_K:
+      return 17;  // Q5_K_M
+    case GgufType::kQ6_K:
+      return 18;
     case GgufType::kBF16:
       return 32;
   }

@@ -82,6 +82,32 @@ float Decode(int code, int zero_point, float scale) {
   return static_cast<float>(code - zero_point) * scale;
 }
 
+// A group's values: (code - zero_point) * scale - minimum.
+struct GroupDecoder {
+  float scale = 0.0f;
+  int zero_point = 0;
+  float minimum = 0.0f;
+
+  float operator()(int code) const { return Decode(code, zero_point, scale) - minimum; }
+};
+
+// Of group `group` of a row of K/g groups, counted over all rows; of a K-quant too.
+GroupDecoder DecoderOf(const RecordView& record, int64_t group) {
+  if (record.k_quant == KQuant::kNone) {
+    return {ScaleOf(record, group), record.zero_point[group], 0.0f};
+  }
+  const int64_t super = group * record.block_size[1] / kSuperBlock;
+  const auto half = [super](const void* data) {
+    return DecodeFloat(static_cast<const char*>(data), super, DType::kF16);
+  };
+  GroupDecoder decoder;
+  decoder.scale = half(record.super_scale) * static_cast<float>(record.sub_scale[group]);
+  if (record.super_minimum == nullptr) return decoder;
+  decoder.zero_point = -(1 << (record.bits - 1));
+  decoder.minimum = half(record.super_minimum) * static_cast<float>(record.sub_minimum[group]);
+  return decoder;
+}
+
 // Whether the bytes are these codes, all within [lowest, highest]. With the same scale and zero
 // point they decode to the same values; what differs is looked for one by one.
 bool AreSameCodes(const char* stored, const int8_t* codes, int64_t count, int lowest, int highest) {
@@ -152,10 +178,12 @@ absl::Status RecordCheck::CheckAffine(const RecordView& record, DType dtype) {
   if (!parsed.ok()) return Wrong(weight, Message(parsed.status()));
   const TorchaoTensorDescription& description = *parsed;
   if (description.dtype != dtype) return Wrong(weight, "the metadata name another dtype");
+  if (description.k_quant != record.k_quant) return Wrong(weight, "the metadata name another type");
   if (description.block_size != record.block_size || description.bits != record.bits) {
     return Wrong(weight, "the metadata name another block_size or width");
   }
 
+  if (record.k_quant != KQuant::kNone) return CheckKQuant(record);
   // Everything below goes by the file's own description.
   const auto [block_rows, block_columns] = description.block_size;
   const std::vector<int64_t> groups = {record.rows / block_rows, record.columns / block_columns};
@@ -215,6 +243,37 @@ absl::Status RecordCheck::CheckAffine(const RecordView& record, DType dtype) {
   return absl::OkStatus();
 }
 
+absl::Status RecordCheck::CheckKQuant(const RecordView& record) {
+  const std::string prefix = record.module + "._weight_";
+  const int64_t groups = record.columns / record.block_size[1];
+  struct Stored {
+    const char* name;
+    DType dtype;
+    int64_t columns;
+    const void* data;
+  };
+  const int64_t super_blocks = record.columns / kSuperBlock;
+  for (const Stored& stored : {Stored{"qdata", DType::kI8, record.columns, record.codes},
+                               Stored{"super_scale", DType::kF16, super_blocks, record.super_scale},
+                               Stored{"sub_scale", DType::kI8, groups, record.sub_scale},
+                               Stored{"super_minimum", DType::kF16, super_blocks,
+                                      record.super_minimum},
+                               Stored{"sub_minimum", DType::kI8, groups, record.sub_minimum}}) {
+    if (stored.data == nullptr) continue;
+    PTQ_ASSIGN_OR_RETURN(const TensorInfo info,
+                         Find(prefix + stored.name, stored.dtype, {record.rows, stored.columns}));
+    const auto* original = static_cast<const char*>(stored.data);
+    std::string piece;
+    for (int64_t offset = 0; offset < info.bytes(); offset += kPieceBytes) {
+      const int64_t count = std::min(kPieceBytes, info.bytes() - offset);
+      PTQ_RETURN_IF_ERROR(ReadPiece(info, offset, count, piece));
+      if (std::memcmp(piece.data(), original + offset, piece.size()) == 0) continue;
+      return Wrong(info.name, absl::StrCat("other bytes after byte ", offset));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status RecordCheck::CheckDequantized(const RecordView& record, DType dtype) {
   const std::string name = record.module + ".weight";
   const int64_t lines = record.transposed ? record.columns : record.rows;
@@ -235,13 +294,11 @@ absl::Status RecordCheck::CheckDequantized(const RecordView& record, DType dtype
         const int64_t first_row = record.transposed ? begin : line;
         const int64_t first_column = record.transposed ? line : begin;
         const int64_t qparam = first_row / block_rows * groups + first_column / block_columns;
-        const float scale = ScaleOf(record, qparam);
-        const int zero_point = record.zero_point[qparam];
+        const GroupDecoder decoder = DecoderOf(record, qparam);
         for (int64_t place = begin; place < begin + run; ++place) {
           const int64_t row = record.transposed ? place : line;
           const int64_t column = record.transposed ? line : place;
-          const float value =
-              Decode(record.codes[row * record.columns + column], zero_point, scale);
+          const float value = decoder(record.codes[row * record.columns + column]);
           const Rounded expected = RoundTo(dtype, value);
           if (!expected.fits) {
             return absl::FailedPreconditionError(

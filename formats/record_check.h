@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/k_quant.h"
 #include "formats/headers/dtype.h"
 #include "formats/headers/safetensors_header.h"
 
@@ -30,6 +31,12 @@ struct RecordView {
   DType scale_dtype = DType::kF16;      // F16, BF16 or F32
   const void* scale = nullptr;          // [rows / block_size[0], columns / block_size[1]]
   const int32_t* zero_point = nullptr;  // as scale
+  // Of a K-quant, in place of scale and zero_point: SuperBlockScales.
+  KQuant k_quant = KQuant::kNone;
+  const void* super_scale = nullptr;
+  const void* super_minimum = nullptr;  // nullptr where symmetric
+  const int8_t* sub_scale = nullptr;
+  const int8_t* sub_minimum = nullptr;  // likewise
   bool transposed = false;              // a dequantized weight lies as [columns, rows]
 };
 
@@ -44,6 +51,8 @@ class RecordCheck {
   // The torchao-layout tensors of `record` decode, by the file's own metadata, to the record's
   // values in float32; codes are in range, scales finite and not 0; the metadata name `dtype`.
   absl::Status CheckAffine(const RecordView& record, DType dtype);
+  // The same of a K-quant's record (formats/k_quant_record.h): its tensors are there, byte by byte.
+  absl::Status CheckKQuant(const RecordView& record);
   // "<module>.weight" of `dtype` holds the record's values, each rounded once to nearest even.
   // kFailedPrecondition if a value does not fit in `dtype`.
   absl::Status CheckDequantized(const RecordView& record, DType dtype);

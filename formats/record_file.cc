@@ -14,6 +14,7 @@
 #include "common/status_util.h"
 #include "common/torch_status.h"
 #include "formats/headers/safetensors_header.h"
+#include "formats/k_quant_record.h"
 #include "formats/torchao_metadata.h"
 
 namespace ptq {
@@ -49,6 +50,10 @@ std::array<int64_t, 2> Range(const at::Tensor& tensor) {
 // The first field of `record` that does not fit, as a sentence; empty if all do.
 std::string Misfit(const PlannedModule& module, const AffineQuantizedTensor& record) {
   const QuantizationScheme& scheme = module.scheme;
+  if (scheme.k_quant != KQuant::kNone) return KQuantMisfit(module, record);
+  if (record.k_quant != KQuant::kNone) {
+    return absl::StrCat("it is a record of ", KQuantName(record.k_quant));
+  }
   const std::array<int64_t, 2> shape = {module.out_features, module.in_features};
   const auto wrong_shape = [](const at::Tensor& tensor, const std::array<int64_t, 2>& expected) {
     return !tensor.defined() || tensor.sizes() != at::IntArrayRef(expected);
@@ -127,6 +132,7 @@ class RecordFile {
     const auto description = ParseTorchaoTensor(text->second);
     if (!description.ok()) return Damaged(name, Message(description.status()));
     if (description->tensor_class != TorchaoClassOf(module.scheme) ||
+        description->k_quant != module.scheme.k_quant ||
         description->bits != module.scheme.bits || description->block_size != BlockSize(module)) {
       return Damaged(name, "quantized by another scheme than planned");
     }
@@ -156,6 +162,13 @@ absl::StatusOr<AffineQuantizedTensor> ReadRecord(const PlannedModule& module,
   };
   const QuantizationScheme& scheme = module.scheme;
   const auto name = [&module](const char* data) { return TorchaoTensorName(module.module, data); };
+  if (scheme.k_quant != KQuant::kNone) {
+    PTQ_ASSIGN_OR_RETURN(AffineQuantizedTensor record, ReadKQuantRecord(module, read));
+    record.original_dtype = ScalarTypeOf(module.original_dtype);
+    const std::string misfit = Misfit(module, record);
+    if (!misfit.empty()) return damaged(module.module + ".weight", misfit);
+    return record;
+  }
   AffineQuantizedTensor record;
   PTQ_ASSIGN_OR_RETURN(record.int_data,
                        read(name("qdata"), at::kChar, {module.out_features, module.in_features}));
@@ -191,6 +204,7 @@ absl::Status ValidateRecord(const PlannedModule& module, const AffineQuantizedTe
 
 std::vector<NamedTensor> RecordTensors(const PlannedModule& module,
                                        const AffineQuantizedTensor& record) {
+  if (record.k_quant != KQuant::kNone) return KQuantTensors(module, record);
   at::Tensor scale = record.scale.cpu();
   if (IsInt8Class(module)) scale = scale.to(at::kFloat);
   return {{TorchaoTensorName(module.module, "qdata"), record.int_data.cpu()},
@@ -199,6 +213,7 @@ std::vector<NamedTensor> RecordTensors(const PlannedModule& module,
 }
 
 std::vector<std::string> RecordTensorNames(const PlannedModule& module) {
+  if (module.scheme.k_quant != KQuant::kNone) return KQuantTensorNames(module);
   return {TorchaoTensorName(module.module, "qdata"), TorchaoTensorName(module.module, "scale"),
           TorchaoTensorName(module.module, "zero_point")};
 }

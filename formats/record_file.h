@@ -16,7 +16,8 @@
 namespace ptq {
 
 // kFailedPrecondition naming tensor and field unless `record` is what `module` announces: shapes,
-// dtypes, ranges, finite scales that are not 0, zero points that fit in a byte (0 when symmetric).
+// dtypes, ranges, finite scales that are not 0, zero points that fit in a byte (0 when symmetric);
+// of a K-quant what KQuantMisfit says.
 absl::Status ValidateRecord(const PlannedModule& module, const AffineQuantizedTensor& record);
 
 // The tensors of a valid record: "<module>._weight_qdata" and so on, on the CPU.

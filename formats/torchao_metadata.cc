@@ -1,5 +1,6 @@
 #include "formats/torchao_metadata.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -11,6 +12,7 @@ namespace {
 
 constexpr char kIntxClass[] = "IntxUnpackedToInt8Tensor";
 constexpr char kInt8Class[] = "Int8Tensor";
+constexpr char kKQuantClass[] = "GgufKQuantTensor";
 
 // torch's name of a dtype that weights decode to.
 const char* TorchName(DType dtype) {
@@ -61,6 +63,13 @@ Json BlockSize(const TorchaoParameter& parameter) {
 
 // Keys in the order of torchao's encoder: optional attributes and tensors before the required ones.
 Json QuantizedEntry(const TorchaoParameter& parameter, DType dtype) {
+  if (parameter.scheme.k_quant != KQuant::kNone) {
+    Json data = Json::object();
+    data["type"] = KQuantName(parameter.scheme.k_quant);
+    data["block_size"] = BlockSize(parameter);
+    data["dtype"] = TorchDtype(TorchName(dtype));
+    return Tagged(kKQuantClass, std::move(data));
+  }
   const bool int8 = TorchaoClassOf(parameter.scheme) == TorchaoClass::kInt8;
   Json data = Json::object();
   if (int8) {
@@ -90,6 +99,7 @@ Json Granularity(int64_t group_size) {
 }  // namespace
 
 TorchaoClass TorchaoClassOf(const QuantizationScheme& scheme) {
+  if (scheme.k_quant != KQuant::kNone) return TorchaoClass::kKQuant;
   const bool int8 =
       scheme.bits == 8 && scheme.symmetric && scheme.group_size == QuantizationScheme::kPerChannel;
   return int8 ? TorchaoClass::kInt8 : TorchaoClass::kIntxUnpackedToInt8;
@@ -128,6 +138,8 @@ absl::StatusOr<TorchaoTensorDescription> ParseTorchaoTensor(const std::string& t
   TorchaoTensorDescription description;
   if (type == kInt8Class) {
     description.tensor_class = TorchaoClass::kInt8;
+  } else if (type == kKQuantClass) {
+    description.tensor_class = TorchaoClass::kKQuant;
   } else if (type != kIntxClass) {
     return wrong(absl::StrCat("unknown class ", type));
   }
@@ -147,6 +159,13 @@ absl::StatusOr<TorchaoTensorDescription> ParseTorchaoTensor(const std::string& t
       return wrong(absl::StrCat("target_dtype ", target));
     }
     description.bits = target[3] - '0';
+  }
+  if (description.tensor_class == TorchaoClass::kKQuant) {
+    PTQ_ASSIGN_OR_RETURN(const std::string name, JsonString(*data, "type"));
+    const auto known = std::find(kKQuantNames.begin(), kKQuantNames.end(), name);
+    if (known == kKQuantNames.end()) return wrong(absl::StrCat("type ", name));
+    description.k_quant = static_cast<KQuant>(known - kKQuantNames.begin() + 1);
+    description.bits = TraitsOf(description.k_quant).bits;
   }
   PTQ_ASSIGN_OR_RETURN(const std::string dtype, dtype_name("dtype"));
   const std::optional<DType> parsed = FromTorchName(dtype);

@@ -17,10 +17,12 @@
 
 namespace ptq {
 
-// The two tensor classes that we write.
+// The tensor classes that we write.
 enum class TorchaoClass {
   kIntxUnpackedToInt8,  // codes of 2..8 bits, one a byte; scale as recorded
   kInt8,                // 8 bits, symmetric, one scale a row, in float32
+  // Not torchao's: a K-quant in a job's records, which the affine format refuses.
+  kKQuant,
 };
 
 // The class for a scheme: kInt8 for 8-bit symmetric per channel, whose matmul ignores zero points
@@ -50,6 +52,7 @@ struct TorchaoTensorDescription {
   TorchaoClass tensor_class = TorchaoClass::kIntxUnpackedToInt8;
   int bits = 0;
   std::array<int64_t, 2> block_size{};
+  KQuant k_quant = KQuant::kNone;
   DType dtype = DType::kF32;
 };
 // kInvalidArgument for anything but a string that TorchaoMetadata makes for a quantized parameter.

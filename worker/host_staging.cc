@@ -14,8 +14,7 @@ int64_t AlignedBytes(const at::Tensor& tensor) {
 template <typename Function>
 void ForTensors(std::vector<QuantizedModule>& modules, const Function& function) {
   for (QuantizedModule& module : modules) {
-    for (at::Tensor* tensor :
-         {&module.weight.int_data, &module.weight.scale, &module.weight.zero_point}) {
+    for (at::Tensor* tensor : TensorsOf(module.weight)) {
       if (!tensor->is_cpu()) function(*tensor);
     }
   }

@@ -183,6 +183,7 @@ Json BlockResultToJson(const BlockResult& block) {
   for (const ModuleResult& module : block.modules) {
     Json entry;
     entry["name"] = module.name;
+    entry["scheme"] = KQuantName(module.scheme.k_quant);
     entry["bits"] = module.scheme.bits;
     entry["group_size"] = module.scheme.group_size;
     entry["symmetric"] = module.scheme.symmetric;
@@ -239,13 +240,17 @@ SizeFigures ComputeSizes(const JobPlan& plan) {
     if (!module.scheme) continue;
     const QuantizationScheme& scheme = *module.scheme;
     const int64_t weights = module.out_features * module.in_features;
+    sizes.quantized_weights += weights;
+    if (scheme.k_quant != KQuant::kNone) {
+      logical_bits += weights / kSuperBlock * 8 * TraitsOf(scheme.k_quant).bytes;
+      continue;
+    }
     const int64_t groups = scheme.group_size == QuantizationScheme::kPerTensor
                                ? 1
                                : module.out_features * scheme.GroupsPerRow(module.in_features);
     const int64_t scale_bits = scheme.scale_rule == ScaleRule::kTorchao ? 8 * stored_bytes : 16;
     logical_bits +=
         weights * scheme.bits + groups * (scale_bits + (scheme.symmetric ? 0 : scheme.bits));
-    sizes.quantized_weights += weights;
   }
   sizes.after_bytes =
       sizes.before_bytes - sizes.quantized_weights * stored_bytes + (logical_bits + 7) / 8;

@@ -472,6 +472,12 @@ std::string ErrorAgainstRtn(const Json& report) {
           (fallback ? "<span>* fell back, see the table of all layers</span>" : "") + "</div>\n");
 }
 
+// "4", or the name of a K-quant.
+std::string WidthOf(const Json& module) {
+  const std::string scheme = Text(module, {"scheme"});
+  return scheme.empty() ? Figure(Number(module, {"bits"})) : Escape(scheme);
+}
+
 std::string BitsMap(const Json& report) {
   const std::string grid = ModuleGrid(Array(report, "blocks"), [](const Json& module) {
     const auto bits = Number(module, {"bits"});
@@ -483,9 +489,11 @@ std::string BitsMap(const Json& report) {
     const Json* symmetric = At(module, {"symmetric"});
     const bool is_symmetric =
         symmetric == nullptr || !symmetric->is_boolean() || symmetric->get<bool>();
-    return absl::StrFormat("<td%s title=\"%s: %.0f bits, %s, %s\">%.0f</td>",
+    const std::string scheme = Text(module, {"scheme"});
+    return absl::StrFormat("<td%s title=\"%s: %s%.0f bits, %s, %s\">%s</td>",
                            BitsStyle(static_cast<int64_t>(*bits)), Escape(Text(module, {"name"})),
-                           *bits, groups, is_symmetric ? "symmetric" : "asymmetric", *bits);
+                           scheme.empty() ? "" : Escape(scheme) + ", ", *bits, groups,
+                           is_symmetric ? "symmetric" : "asymmetric", WidthOf(module));
   });
   if (grid.empty()) return "";
   return Section("Bits", "Width of each quantized layer; – is left in its own dtype.", Panel(grid));
@@ -528,7 +536,7 @@ std::string ModuleTable(const Json& report) {
   for (const Json& block : Array(report, "blocks")) {
     for (const Json& module : Array(block, "modules")) {
       rows +=
-          Row({Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
+          Row({Escape(Text(module, {"name"})), WidthOf(module),
                Escape(Text(module, {"group_size"})),
                Text(module, {"symmetric"}) == "false" ? "yes" : "no",
                Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
@@ -667,10 +675,12 @@ std::string RenderHtmlReport(const Json& report) {
       Text(report, {"spec", "asymmetric"}) == "true" ? "asymmetric" : "symmetric";
   const std::string recipe = Text(report, {"tuning", "recipe"});
   const std::string preset = Text(report, {"spec", "preset"});
+  const std::string scheme = Text(report, {"spec", "scheme"});
   const std::string subtitle = absl::StrFormat(
       "%s, %s bits, group size %s, %s · %s parameters in %s blocks, %s",
       Escape((recipe.empty() ? method : method + ", " + recipe + " recipe") +
-             (preset.empty() ? "" : ", preset " + preset)),
+             (preset.empty() ? "" : ", preset " + preset) +
+             (scheme.empty() || !preset.empty() ? "" : ", " + scheme)),
       bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind,
       Count(Number(report, {"model", "parameters"})),
       Escape(Text(report, {"model", "block_count"})), Escape(Text(report, {"model", "dtype"})));

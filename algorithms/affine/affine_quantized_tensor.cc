@@ -4,9 +4,46 @@
 #include <c10/core/GradMode.h>
 
 namespace ptq {
+namespace {
+
+at::Tensor DequantizeKQuant(const AffineQuantizedTensor& tensor, at::ScalarType dtype) {
+  const GroupValues groups = GroupValuesOf(tensor.super_blocks);
+  const int64_t rows = tensor.int_data.size(0);
+  at::Tensor values = tensor.int_data.to(at::kFloat).contiguous().view(
+      {rows, groups.scale.size(1), tensor.block_size[1]});
+  if (groups.minimum.defined()) values.add_(static_cast<double>(-tensor.quant_min));
+  values.mul_(groups.scale.unsqueeze(2));
+  if (groups.minimum.defined()) values.sub_(groups.minimum.unsqueeze(2));
+  return values.view(tensor.int_data.sizes()).to(dtype);
+}
+
+}  // namespace
+
+std::vector<at::Tensor*> TensorsOf(AffineQuantizedTensor& tensor) {
+  std::vector<at::Tensor*> tensors;
+  SuperBlockScales& super = tensor.super_blocks;
+  for (at::Tensor* one : {&tensor.int_data, &tensor.scale, &tensor.zero_point, &super.scale,
+                          &super.minimum, &super.sub_scale, &super.sub_minimum}) {
+    if (one->defined()) tensors.push_back(one);
+  }
+  return tensors;
+}
+
+GroupValues GroupValuesOf(const SuperBlockScales& scales) {
+  const c10::NoGradGuard no_grad;
+  const auto product = [](const at::Tensor& super, const at::Tensor& sub) {
+    const at::Tensor values = sub.to(at::kFloat).view({sub.size(0), super.size(1), -1});
+    return values.mul(super.to(at::kFloat).unsqueeze(2)).view(sub.sizes());
+  };
+  GroupValues values;
+  values.scale = product(scales.scale, scales.sub_scale);
+  if (scales.minimum.defined()) values.minimum = product(scales.minimum, scales.sub_minimum);
+  return values;
+}
 
 at::Tensor Dequantize(const AffineQuantizedTensor& tensor, at::ScalarType dtype) {
   const c10::NoGradGuard no_grad;
+  if (tensor.k_quant != KQuant::kNone) return DequantizeKQuant(tensor, dtype);
   const auto [b0, b1] = tensor.block_size;
   const int64_t rows = tensor.int_data.size(0);
   const int64_t columns = tensor.int_data.size(1);

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "common/quantization_scheme.h"
 
@@ -15,6 +16,17 @@ namespace ptq {
 
 enum class MappingType { kSymmetric, kSymmetricNoClippingErr, kAsymmetric };
 enum class ZeroPointDomain { kInt, kFloat, kNone };
+
+// The scales of a K-quant's weight [N, K] in super-blocks of 256 columns and groups of g
+// (common/k_quant.h). Its value, exact in float32 but for the subtraction:
+//   symmetric: (scale * sub_scale) * int_data
+//   otherwise: (scale * sub_scale) * (int_data + 2^(bits-1)) - minimum * sub_minimum
+struct SuperBlockScales {
+  at::Tensor scale;        // [N, K/256] float16: ggml's d; may be 0, as everything here
+  at::Tensor minimum;      // likewise: dmin; undefined where symmetric
+  at::Tensor sub_scale;    // [N, K/g] int8
+  at::Tensor sub_minimum;  // likewise; undefined where symmetric
+};
 
 // value[n, k] = (int_data[n, k] - zero_point[n/b0, k/b1]) * scale[n/b0, k/b1]
 //
@@ -31,7 +43,22 @@ struct AffineQuantizedTensor {
   MappingType mapping_type = MappingType::kSymmetric;
   int bits = 0;
   at::ScalarType original_dtype = at::kFloat;  // of the weight; what Dequantize returns by default
+  // Of a K-quant, whose values SuperBlockScales defines: block_size is {1, g}, and scale and
+  // zero_point are undefined.
+  KQuant k_quant = KQuant::kNone;
+  SuperBlockScales super_blocks;
 };
+
+// The tensors that `tensor` consists of: those that are defined.
+std::vector<at::Tensor*> TensorsOf(AffineQuantizedTensor& tensor);
+
+// Of a K-quant, by group, [N, K/g] float32: what a code is multiplied by, and what is taken from
+// the product (undefined where symmetric).
+struct GroupValues {
+  at::Tensor scale;
+  at::Tensor minimum;
+};
+GroupValues GroupValuesOf(const SuperBlockScales& scales);
 
 // Decodes in float32 and rounds once to `dtype`: what a loader computes. [N, K].
 at::Tensor Dequantize(const AffineQuantizedTensor& tensor, at::ScalarType dtype);

@@ -41,6 +41,7 @@ class BlockSolver {
     size_t end = begin + 1;
     const at::Tensor& hessian = statistics_[begin].hessian;
     if (!schemes_[begin].has_value() || !linears_[begin].weight.is_cuda()) return end;
+    if (schemes_[begin]->k_quant != KQuant::kNone) return end;
     while (end < linears_.size() && statistics_[end].hessian.is_same(hessian) &&
            schemes_[end] == schemes_[begin]) {
       ++end;
@@ -61,6 +62,10 @@ class BlockSolver {
         PTQ_ASSIGN_OR_RETURN(result.emplace_back(),
                              QuantizeUnreached(linears_[i].weight, stored_dtype_, scheme, cancel_));
       }
+      return result;
+    }
+    if (scheme.k_quant != KQuant::kNone) {
+      PTQ_ASSIGN_OR_RETURN(result.emplace_back(), QuantizeOnGrid(begin));
       return result;
     }
     std::vector<QParams> qparams;
@@ -87,22 +92,49 @@ class BlockSolver {
     std::string reason;             // for this reason
   };
 
+  static constexpr char kNotFinite[] = "errors that are not finite while solving: opt-rtn";
+  std::string NotFactorized() const {
+    return absl::StrCat("Hessian not positive definite after damping ",
+                        options_.damping_ladder.empty() ? 0 : options_.damping_ladder.back(),
+                        ", or not finite: opt-rtn");
+  }
+
+  // A K-quant: opt-rtn's record, its codes replaced by those that the solver finds on its grid.
+  absl::StatusOr<QuantizedLinear> QuantizeOnGrid(size_t index) {
+    const QuantizationScheme& scheme = *schemes_[index];
+    const at::Tensor& weight = linears_[index].weight;
+    QuantizedLinear result;
+    PTQ_ASSIGN_OR_RETURN(result.weight, QuantizeOptRtn(weight, statistics_[index].importance,
+                                                       stored_dtype_, scheme, cancel_));
+    PTQ_RETURN_IF_ERROR(Factorize(statistics_[index].hessian));
+    if (!factor_.has_value()) {
+      result.fallback_reason = NotFactorized();
+      return result;
+    }
+    PTQ_ASSIGN_OR_RETURN(const auto codes,
+                         SolveGptqOnGrid(weight, GroupValuesOf(result.weight.super_blocks), scheme,
+                                         *factor_, options_.columns_per_tile, cancel_));
+    if (codes.has_value()) {
+      result.weight.int_data = *codes;
+    } else {
+      result.fallback_reason = kNotFinite;
+    }
+    return result;
+  }
+
   absl::StatusOr<Solution> Solve(size_t begin, const std::vector<QParams>& qparams) {
     Solution solution;
     solution.codes.resize(qparams.size());
     PTQ_RETURN_IF_ERROR(Factorize(statistics_[begin].hessian));
     if (!factor_.has_value()) {
-      solution.reason =
-          absl::StrCat("Hessian not positive definite after damping ",
-                       options_.damping_ladder.empty() ? 0 : options_.damping_ladder.back(),
-                       ", or not finite: opt-rtn");
+      solution.reason = NotFactorized();
       return solution;
     }
     if (qparams.size() > 1) {
       PTQ_ASSIGN_OR_RETURN(solution.codes, SolveAsOne(begin, qparams));
       if (solution.codes[0].defined()) return solution;
     }
-    solution.reason = "errors that are not finite while solving: opt-rtn";
+    solution.reason = kNotFinite;
     for (size_t i = 0; i < qparams.size(); ++i) {
       PTQ_ASSIGN_OR_RETURN(const auto codes,
                            SolveGptq(linears_[begin + i].weight, qparams[i], *schemes_[begin],

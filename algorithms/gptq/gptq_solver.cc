@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include "algorithms/cuda/device_kernels.h"
@@ -148,6 +149,82 @@ void SolveTileOnDevice(const Tile& tile, const GroupScales& scales,
   CheckCuda(CudaKernels().solve_gptq_tile(state, CudaKernels().current_stream()));
 }
 
+// A K-quant's grid by group of columns, [G, N] float32: value = scale * u - minimum, u the unsigned
+// code.
+struct GridByGroup {
+  at::Tensor scale;
+  at::Tensor inverse;  // 0 where the scale is
+  at::Tensor minimum;
+};
+
+GridByGroup ByGroup(const GroupValues& grid, const QuantizationScheme& scheme) {
+  const auto by_group = [](const at::Tensor& values) { return values.t().contiguous(); };
+  GridByGroup result;
+  result.scale = by_group(grid.scale);
+  result.inverse = at::where(result.scale == 0, at::zeros_like(result.scale),
+                             at::reciprocal(result.scale));
+  // Of symmetric types exact: a power of two times the scale.
+  result.minimum = grid.minimum.defined() ? by_group(grid.minimum)
+                                          : result.scale * static_cast<double>(-scheme.quant_min());
+  return result;
+}
+
+// False if an error is not finite.
+bool SolveTileOnGrid(const Tile& tile, const GridByGroup& grid, const QuantizationScheme& scheme) {
+  const auto of_tile = [&tile](const at::Tensor& values) {
+    return values.index_select(0, tile.groups);
+  };
+  const at::Tensor scale = of_tile(grid.scale);
+  const at::Tensor inverse = of_tile(grid.inverse);
+  const at::Tensor minimum = of_tile(grid.minimum);
+  const auto levels = static_cast<double>(scheme.quant_max() - scheme.quant_min());
+  const int64_t columns = tile.weight.size(0);
+  for (int64_t i = 0; i < columns; ++i) {
+    const at::Tensor column = tile.weight.select(0, i);
+    at::Tensor code = column.add(minimum.select(0, i)).mul_(inverse.select(0, i));
+    code.round_().clamp_(0, levels);
+    tile.codes.select(0, i).copy_(code.add(static_cast<double>(scheme.quant_min())));
+    at::Tensor error = tile.errors.select(0, i);
+    at::sub_out(error, column, code.mul_(scale.select(0, i)).sub_(minimum.select(0, i)));
+    if (i + 1 < columns) {
+      tile.weight.slice(0, i + 1).addr_(tile.feedback.select(0, i).slice(0, i + 1), error,
+                                        /*beta=*/1, /*alpha=*/-1);
+    }
+  }
+  return at::isfinite(tile.errors.sum()).item<bool>();
+}
+
+// Both SolveGptq: `solve` rounds the columns of one tile, and is false where an error is not
+// finite.
+absl::StatusOr<std::optional<at::Tensor>> SolveByTiles(
+    const at::Tensor& weight, const QuantizationScheme& scheme, const GptqFactor& factor,
+    int64_t columns_per_tile, const CancellationToken& cancel,
+    const std::function<bool(const Tile&)>& solve) {
+  const int64_t rows = weight.size(0);
+  const int64_t columns = weight.size(1);
+  // Everything is kept transposed, [K, N], and by position: a column is then contiguous.
+  at::Tensor rest = weight.t().index_select(0, factor.order).to(at::kFloat).contiguous();
+  at::Tensor codes = at::empty({columns, rows}, rest.options().dtype(at::kChar));
+  const at::Tensor group =
+      at::div(factor.order, BlockSizeOf(scheme, rows, columns)[1], /*rounding_mode=*/"floor");
+  for (int64_t begin = 0; begin < columns; begin += columns_per_tile) {
+    PTQ_RETURN_IF_ERROR(cancel.Check());
+    const int64_t end = std::min(begin + columns_per_tile, columns);
+    const at::Tensor feedback = factor.feedback.slice(0, begin, end);
+    const Tile tile{.weight = rest.slice(0, begin, end),
+                    .feedback = feedback.slice(1, begin, end),
+                    .groups = group.slice(0, begin, end),
+                    .codes = codes.slice(0, begin, end),
+                    .errors = at::empty({end - begin, rows}, rest.options())};
+    if (!solve(tile)) return std::nullopt;
+    if (end < columns) {
+      rest.slice(0, end).addmm_(feedback.slice(1, end).t(), tile.errors, /*beta=*/1, /*alpha=*/-1);
+    }
+  }
+  const at::Tensor position = at::argsort(factor.order);
+  return codes.index_select(0, position).t().contiguous();
+}
+
 }  // namespace
 
 absl::StatusOr<std::optional<GptqFactor>> FactorizeHessian(const at::Tensor& hessian,
@@ -189,41 +266,31 @@ absl::StatusOr<std::optional<at::Tensor>> SolveGptq(
     const GptqFactor& factor, int64_t columns_per_tile, const CancellationToken& cancel) {
   const c10::NoGradGuard no_grad;
   at::NoTF32Guard no_tf32;
-  const int64_t rows = weight.size(0);
-  const int64_t columns = weight.size(1);
   const bool on_device = weight.is_cuda();
   if (on_device) columns_per_tile = std::min<int64_t>(columns_per_tile, GptqTileState::kMaxColumns);
-  // Everything is kept transposed, [K, N], and by position: a column is then contiguous.
-  at::Tensor rest = weight.t().index_select(0, factor.order).to(at::kFloat).contiguous();
-  at::Tensor codes = at::empty({columns, rows}, rest.options().dtype(at::kChar));
-  const GroupScales scales = ScalesByGroup(qparams, scheme, rows);
-  const at::Tensor group =
-      at::div(factor.order, BlockSizeOf(scheme, rows, columns)[1], /*rounding_mode=*/"floor");
-  const at::Tensor failed = at::zeros({1}, rest.options().dtype(at::kInt));
+  const GroupScales scales = ScalesByGroup(qparams, scheme, weight.size(0));
+  const at::Tensor failed = at::zeros({1}, weight.options().dtype(at::kInt));
+  PTQ_ASSIGN_OR_RETURN(
+      auto codes,
+      SolveByTiles(weight, scheme, factor, columns_per_tile, cancel, [&](const Tile& tile) {
+        if (!on_device) return SolveTileOnHost(tile, scales, scheme);
+        SolveTileOnDevice(tile, scales, scheme, failed);
+        return true;
+      }));
+  // Waits for the device once.
+  if (on_device && failed.item<int>() != 0) codes.reset();
+  return codes;
+}
 
-  for (int64_t begin = 0; begin < columns; begin += columns_per_tile) {
-    PTQ_RETURN_IF_ERROR(cancel.Check());
-    const int64_t end = std::min(begin + columns_per_tile, columns);
-    const at::Tensor feedback = factor.feedback.slice(0, begin, end);
-    const Tile tile{.weight = rest.slice(0, begin, end),
-                    .feedback = feedback.slice(1, begin, end),
-                    .groups = group.slice(0, begin, end),
-                    .codes = codes.slice(0, begin, end),
-                    .errors = at::empty({end - begin, rows}, rest.options())};
-    if (on_device) {
-      SolveTileOnDevice(tile, scales, scheme, failed);
-    } else if (!SolveTileOnHost(tile, scales, scheme)) {
-      return std::nullopt;
-    }
-    if (end < columns) {
-      rest.slice(0, end).addmm_(feedback.slice(1, end).t(), tile.errors, /*beta=*/1, /*alpha=*/-1);
-    }
-  }
-  if (on_device && failed.item<int>() != 0) {
-    return std::nullopt;
-  }
-  const at::Tensor position = at::argsort(factor.order);
-  return codes.index_select(0, position).t().contiguous();
+absl::StatusOr<std::optional<at::Tensor>> SolveGptqOnGrid(
+    const at::Tensor& weight, const GroupValues& grid, const QuantizationScheme& scheme,
+    const GptqFactor& factor, int64_t columns_per_tile, const CancellationToken& cancel) {
+  const c10::NoGradGuard no_grad;
+  at::NoTF32Guard no_tf32;
+  const GridByGroup by_group = ByGroup(grid, scheme);
+  return SolveByTiles(
+      weight, scheme, factor, columns_per_tile, cancel,
+      [&](const Tile& tile) { return SolveTileOnGrid(tile, by_group, scheme); });
 }
 
 }  // namespace ptq

@@ -43,6 +43,11 @@ absl::StatusOr<std::optional<at::Tensor>> SolveGptq(
     const at::Tensor& weight, const QParams& qparams, const QuantizationScheme& scheme,
     const GptqFactor& factor, int64_t columns_per_tile, const CancellationToken& cancel);
 
+// The same on the fixed grid of a K-quant's `scheme`, by ATen's operations on every device.
+absl::StatusOr<std::optional<at::Tensor>> SolveGptqOnGrid(
+    const at::Tensor& weight, const GroupValues& grid, const QuantizationScheme& scheme,
+    const GptqFactor& factor, int64_t columns_per_tile, const CancellationToken& cancel);
+
 }  // namespace ptq
 
 #endif  // PTQ_ALGORITHMS_GPTQ_GPTQ_SOLVER_H_

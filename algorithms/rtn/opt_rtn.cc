@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "algorithms/layer_check.h"
+#include "algorithms/rtn/k_quant.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"
 #include "common/status_macros.h"
@@ -38,6 +39,9 @@ absl::StatusOr<AffineQuantizedTensor> QuantizeOptRtn(const at::Tensor& weight,
                                                      at::ScalarType stored_dtype,
                                                      const QuantizationScheme& scheme,
                                                      const CancellationToken& cancel) {
+  if (scheme.k_quant != KQuant::kNone) {
+    return QuantizeKQuant(weight, importance, stored_dtype, scheme.k_quant, cancel);
+  }
   PTQ_ASSIGN_OR_RETURN(const QParams qparams, SearchScales(weight, importance, scheme, cancel));
   return QuantizeToScales(weight, qparams, stored_dtype, scheme);
 }

@@ -10,6 +10,8 @@
 #include "algorithms/affine/affine_primitives.h"
 #include "algorithms/layer_check.h"
 #include "algorithms/rtn/full_range.h"
+#include "algorithms/rtn/k_quant.h"
+#include "common/cancellation.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"
 
@@ -43,6 +45,11 @@ absl::StatusOr<QuantizedLinear> QuantizeLayer(const Linear& linear, at::ScalarTy
 AffineQuantizedTensor QuantizeRtn(const at::Tensor& weight, at::ScalarType stored_dtype,
                                   const QuantizationScheme& scheme) {
   const c10::NoGradGuard no_grad;
+  if (scheme.k_quant != KQuant::kNone) {
+    // Nobody cancels.
+    return QuantizeKQuant(weight, at::Tensor(), stored_dtype, scheme.k_quant, CancellationToken())
+        .value();
+  }
   if (scheme.scale_rule == ScaleRule::kTorchao) {
     return QuantizeTorchao(weight, stored_dtype, scheme);
   }

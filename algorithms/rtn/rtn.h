@@ -15,7 +15,8 @@ namespace ptq {
 // alpha = beta = 1, symmetric or asymmetric (auto_round/data_type/int.py), bit-equal to the peer's
 // rtn; fp16 scale, |s| >= 1e-5. kTorchao: ChooseQParamsAffine and QuantizeAffine in the weight's
 // dtype. `stored_dtype` is the checkpoint's: the arithmetic of both rules starts from a weight in
-// it (weights that were widened for compute are narrowed back exactly).
+// it (weights that were widened for compute are narrowed back exactly). Of a K-quant QuantizeKQuant
+// without importance.
 AffineQuantizedTensor QuantizeRtn(const at::Tensor& weight, at::ScalarType stored_dtype,
                                   const QuantizationScheme& scheme);
 

@@ -63,18 +63,6 @@ std::vector<CandidateRule> MakeRules(const QuantizationScheme& scheme) {
   return rules;
 }
 
-// float32 [K] on the CPU, where the sum is the same for weights on any device.
-at::Tensor NormalizeImportance(const at::Tensor& importance, const at::Tensor& weight) {
-  TORCH_CHECK(importance.dim() == 1 && importance.size(0) == weight.size(1), "importance ",
-              importance.sizes(), " does not fit the weight ", weight.sizes());
-  const at::Tensor wide = importance.to(at::kCPU, at::kDouble);
-  const double mean = wide.mean().item<double>();
-  if (!std::isfinite(mean) || mean <= 0) {
-    return at::ones_like(wide, wide.options().dtype(at::kFloat));
-  }
-  return (wide / mean + 1e-4).to(at::kFloat).contiguous();
-}
-
 // All candidates for one group a lane.
 class LaneSearch {
  public:
@@ -305,6 +293,17 @@ QParams SearchOnDevice(const at::Tensor& weight, const at::Tensor& importance,
 }
 
 }  // namespace
+
+at::Tensor NormalizeImportance(const at::Tensor& importance, const at::Tensor& weight) {
+  TORCH_CHECK(importance.dim() == 1 && importance.size(0) == weight.size(1), "importance ",
+              importance.sizes(), " does not fit the weight ", weight.sizes());
+  const at::Tensor wide = importance.to(at::kCPU, at::kDouble);
+  const double mean = wide.mean().item<double>();
+  if (!std::isfinite(mean) || mean <= 0) {
+    return at::ones_like(wide, wide.options().dtype(at::kFloat));
+  }
+  return (wide / mean + 1e-4).to(at::kFloat).contiguous();
+}
 
 QParams SearchScales(const at::Tensor& weight, const at::Tensor& importance,
                      const QuantizationScheme& scheme) {

@@ -95,6 +95,12 @@ absl::Status CheckFormatHolds(const std::string& format,
                     "it is a Conv1D layer, of which transformers has no quantized form",
                     "dequantized or gguf");
     }
+    if (module.scheme.k_quant != KQuant::kNone && format != "dequantized" && format != "gguf") {
+      return Refuse(format, module,
+                    absl::StrFormat("it is to be %s, a type of GGUF alone",
+                                    KQuantName(module.scheme.k_quant)),
+                    "gguf or dequantized, or another scheme");
+    }
     if (format == "gptq") {
       status = CheckGptq(format, module);
     } else if (format == "awq" || auto_awq) {

@@ -27,10 +27,23 @@ GgufTypeTraits TraitsOf(GgufType type) {
       return {"Q5_1", 32, 24};
     case GgufType::kQ8_0:
       return {"Q8_0", 32, 34};
+    case GgufType::kQ2_K:
+    case GgufType::kQ3_K:
+    case GgufType::kQ4_K:
+    case GgufType::kQ5_K:
+    case GgufType::kQ6_K:
+      return {KQuantName(KQuantOf(type)), kSuperBlock, TraitsOf(KQuantOf(type)).bytes};
     case GgufType::kBF16:
       return {"BF16", 1, 2};
   }
   return {nullptr, 1, 0};
+}
+
+KQuant KQuantOf(GgufType type) {
+  const auto number = static_cast<uint32_t>(type);
+  const auto first = static_cast<uint32_t>(GgufType::kQ2_K);
+  if (number < first || number >= first + kKQuantNames.size()) return KQuant::kNone;
+  return static_cast<KQuant>(number - first + 1);
 }
 
 absl::StatusOr<GgufType> GgufTypeOf(const PlannedModule& module) {
@@ -39,6 +52,15 @@ absl::StatusOr<GgufType> GgufTypeOf(const PlannedModule& module) {
     return absl::FailedPreconditionError(
         absl::StrCat("format: gguf can't hold ", module.module, ": ", why));
   };
+  if (scheme.k_quant != KQuant::kNone) {
+    if (module.in_features % kSuperBlock == 0) {
+      return static_cast<GgufType>(static_cast<uint32_t>(GgufType::kQ2_K) +
+                                   static_cast<uint32_t>(scheme.k_quant) - 1);
+    }
+    return refuse(absl::StrCat(KQuantName(scheme.k_quant), " has super-blocks of 256 columns, and ",
+                               "there are ", module.in_features,
+                               "; give it another scheme by a rule"));
+  }
   if (module.in_features % kBlock != 0) {
     return refuse(absl::StrCat("its blocks are 32 columns wide, and there are ", module.in_features,
                                "; leave it out by a rule, or use compressed-tensors or affine"));

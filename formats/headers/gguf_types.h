@@ -18,6 +18,11 @@ enum class GgufType : uint32_t {
   kQ5_0 = 6,
   kQ5_1 = 7,
   kQ8_0 = 8,
+  kQ2_K = 10,
+  kQ3_K = 11,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
   kBF16 = 30,
 };
 
@@ -27,6 +32,9 @@ struct GgufTypeTraits {
   int64_t bytes;     // of one block
 };
 GgufTypeTraits TraitsOf(GgufType type);
+
+// The K-quant that a type is; kNone: none.
+KQuant KQuantOf(GgufType type);
 
 // The type that holds records of `module`'s scheme. kFailedPrecondition naming the module, what
 // stands in the way, and a scheme or format that fits.

@@ -20,6 +20,7 @@ constexpr std::pair<const char*, const char*> kFieldPaths[] = {
     {"evaluation", "spec.evaluation_dataset"},
     {"algorithm", "spec.algorithm"},
     {"preset", "spec.preset"},
+    {"scheme", "spec.scheme.name"},
     {"bits", "spec.scheme.bits"},
     {"group_size", "spec.scheme.group_size"},
     {"asymmetric", "spec.scheme.asymmetric"},
@@ -50,6 +51,7 @@ std::string RuleText(const v1::ModuleRule& rule) {
   if (rule.has_symmetric()) {
     settings.push_back(std::string("symmetric=") + (rule.symmetric() ? "true" : "false"));
   }
+  if (!rule.scheme().empty()) settings.push_back("scheme=" + rule.scheme());
   return rule.pattern() + ":" + absl::StrJoin(settings, ",");
 }
 
@@ -88,6 +90,7 @@ absl::Status CheckSchemeBesidePreset(const v1::QuantizationSpec& spec) {
   const char* field = spec.scheme().has_bits()         ? "spec.scheme.bits"
                       : spec.scheme().has_group_size() ? "spec.scheme.group_size"
                       : spec.scheme().asymmetric()     ? "spec.scheme.asymmetric"
+                      : !spec.scheme().name().empty()  ? "spec.scheme.name"
                                                        : nullptr;
   if (field == nullptr) return absl::OkStatus();
   return InvalidField(field, "spec.preset is given, which sets it; leave one of the two out");
@@ -141,6 +144,9 @@ absl::StatusOr<JobSpec> ToJobSpec(const v1::QuantizationSpec& spec) {
   if (!spec.preset().empty()) {
     PTQ_RETURN_IF_ERROR(CheckSchemeBesidePreset(spec));
     PTQ_RETURN_IF_ERROR(AtSpecField(UsePreset(spec.preset(), &result)));
+  }
+  if (!spec.scheme().name().empty()) {
+    PTQ_RETURN_IF_ERROR(AtSpecField(UseScheme(spec.scheme().name(), &result)));
   }
   if (spec.scheme().has_bits()) result.bits = spec.scheme().bits();
   if (spec.scheme().has_group_size()) result.group_size = spec.scheme().group_size();

@@ -156,6 +156,11 @@ INSTANTIATE_TEST_SUITE_P(
                    r.mutable_spec()->set_preset("W4A16_ASYM");
                    r.mutable_spec()->clear_scheme();
                  }},
+        FlagCase{{"--scheme", "q4_k"},
+                 [](R& r) {
+                   r.mutable_spec()->clear_scheme();
+                   r.mutable_spec()->mutable_scheme()->set_name("Q4_K");
+                 }},
         FlagCase{{"--label", "team=nlp", "--label", "x=a=b"},
                  [](R& r) {
                    (*r.mutable_labels())["team"] = "nlp";

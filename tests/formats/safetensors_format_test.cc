@@ -325,6 +325,10 @@ TEST_F(SafetensorsFormatTest, FormatsRefuseSchemesByName) {
   EXPECT_THAT(check("auto-round", {7, 32, true}), IsOk());
   EXPECT_THAT(check("affine", {5, 0, false}), IsOk());
   EXPECT_THAT(check("compressed-tensors", {3, 16, false}), IsOk());
+  for (const char* format : {"affine", "compressed-tensors", "gptq", "awq", "auto-round"}) {
+    EXPECT_THAT(check(format, KQuantScheme(KQuant::kQ4_K)), refused("Q4_K", "gguf"));
+  }
+  EXPECT_THAT(check("dequantized", KQuantScheme(KQuant::kQ4_K)), IsOk());
   ExportPlan plan = Plan({4, 32, false});
   plan.modules[1].scheme.group_size = 16;
   EXPECT_THAT(FindCheckpointFormat("awq")->CheckPlan(plan),

@@ -61,10 +61,44 @@ inline absl::Status WriteTinyCheckpoint(const std::string& folder, bool tied,
       .status();
 }
 
+// Of a K-quant: everything random within its range.
+inline AffineQuantizedTensor RandomKQuantRecord(KQuant type, int64_t rows, int64_t columns,
+                                                at::ScalarType original_dtype) {
+  const QuantizationScheme scheme = KQuantScheme(type);
+  const KQuantTraits traits = TraitsOf(type);
+  AffineQuantizedTensor record;
+  record.block_size = {1, scheme.group_size};
+  record.quant_min = scheme.quant_min();
+  record.quant_max = scheme.quant_max();
+  record.int_data = at::randint(record.quant_min, record.quant_max + 1, {rows, columns}, at::kChar);
+  const auto super = [&] {
+    return (at::rand({rows, columns / kSuperBlock}) + 0.5).mul(0.01).to(at::kHalf);
+  };
+  const auto sub = [&] {
+    const at::Tensor scales = at::randint(traits.lowest_scale, traits.highest_scale + 1,
+                                          {rows, columns / scheme.group_size}, at::kChar);
+    return scales.masked_fill(scales == 0, 1);  // or codes would not matter
+  };
+  record.super_blocks.scale = super();
+  record.super_blocks.sub_scale = sub();
+  if (!scheme.symmetric) {
+    record.super_blocks.minimum = super();
+    record.super_blocks.sub_minimum = sub();
+  }
+  record.mapping_type = scheme.symmetric ? MappingType::kSymmetric : MappingType::kAsymmetric;
+  record.bits = scheme.bits;
+  record.original_dtype = original_dtype;
+  record.k_quant = type;
+  return record;
+}
+
 // A record with random codes, scales of both signs, and zero points where the scheme has them.
 inline AffineQuantizedTensor RandomRecord(const QuantizationScheme& scheme, int64_t rows,
                                           int64_t columns,
                                           at::ScalarType original_dtype = at::kBFloat16) {
+  if (scheme.k_quant != KQuant::kNone) {
+    return RandomKQuantRecord(scheme.k_quant, rows, columns, original_dtype);
+  }
   AffineQuantizedTensor record;
   record.block_size = BlockSizeOf(scheme, rows, columns);
   const std::vector<int64_t> groups = {rows / record.block_size[0], columns / record.block_size[1]};

@@ -221,6 +221,19 @@ TEST(SpecConversionTest, APresetIsItsScheme) {
   EXPECT_EQ(job.DefaultScheme(), (QuantizationScheme{2, 32, true}));
 }
 
+TEST(SpecConversionTest, KQuantsByName) {
+  v1::QuantizationSpec spec;
+  spec.set_model("m");
+  spec.mutable_rtn();
+  spec.mutable_scheme()->set_name("Q5_K");
+  v1::ModuleRule& rule = *spec.add_rules();
+  rule.set_pattern("a");
+  rule.set_scheme("Q6_K");
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec job, ToJobSpec(spec));
+  EXPECT_EQ(job.DefaultScheme(), KQuantScheme(KQuant::kQ5_K));
+  EXPECT_EQ(job.rule, (std::vector<std::string>{"a:scheme=Q6_K"}));
+}
+
 TEST(SpecConversionTest, EveryRecipeIsKnown) {
   for (const char* name : kRecipeNames) {
     v1::QuantizationSpec spec;
@@ -273,6 +286,12 @@ TEST(SpecConversionTest, ErrorsNameTheFieldOfTheRequest) {
   EXPECT_EQ(field([](Spec& s) { s.add_output_formats("onnx"); }), "spec.output_formats");
   EXPECT_EQ(field([](Spec& s) { s.add_rules()->set_pattern("("); }), "spec.rules");
   EXPECT_EQ(field([](Spec& s) { s.set_preset("W9A16"); }), "spec.preset");
+  EXPECT_EQ(field([](Spec& s) { s.mutable_scheme()->set_name("Q7_K"); }), "spec.scheme.name");
+  EXPECT_EQ(field([](Spec& s) {
+              s.mutable_scheme()->set_name("Q4_K");
+              s.mutable_scheme()->set_bits(8);
+            }),
+            "spec.scheme.bits");
   const auto beside_preset = [&](auto change) {
     return field([&](Spec& s) {
       s.set_preset("W4A16");
@@ -285,6 +304,7 @@ TEST(SpecConversionTest, ErrorsNameTheFieldOfTheRequest) {
             "spec.scheme.group_size");
   EXPECT_EQ(beside_preset([](v1::WeightScheme& w) { w.set_asymmetric(true); }),
             "spec.scheme.asymmetric");
+  EXPECT_EQ(beside_preset([](v1::WeightScheme& w) { w.set_name("Q4_K"); }), "spec.scheme.name");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_device("tpu"); }),
             "spec.resources.device");
   EXPECT_EQ(field([](Spec& s) { s.mutable_resources()->set_low_memory("off"); }),

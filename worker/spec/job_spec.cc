@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -106,6 +107,13 @@ absl::Status AssignName(const std::string& key, const Json& value,
   return absl::OkStatus();
 }
 
+absl::Status AssignScheme(const std::string& key, const Json& value, KQuant* field) {
+  std::string name;
+  PTQ_RETURN_IF_ERROR(Assign(key, value, &name));
+  *field = KQuant::kNone;
+  return name.empty() ? absl::OkStatus() : AssignName(key, value, ParseKQuant, field);
+}
+
 absl::Status AssignFormats(const std::string& key, const Json& value,
                            std::vector<std::string>* field) {
   std::vector<std::string> names;
@@ -126,6 +134,7 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   if (key == "evaluation") return Assign(key, value, &spec->evaluation);
   if (key == "algorithm") return AssignName(key, value, ParseAlgorithm, &spec->algorithm);
   if (key == "preset") return Assign(key, value, &spec->preset);
+  if (key == "scheme") return AssignScheme(key, value, &spec->scheme);
   if (key == "bits") return Assign(key, value, &spec->bits);
   if (key == "group_size") return Assign(key, value, &spec->group_size);
   if (key == "asymmetric") return Assign(key, value, &spec->asymmetric);
@@ -150,16 +159,35 @@ absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec)
   return absl::InvalidArgumentError("unknown key " + Quote(key));
 }
 
-// What a preset sets is not set otherwise.
-absl::Status CheckPreset(const JobSpec& spec) {
-  if (spec.preset.empty()) return absl::OkStatus();
-  JobSpec preset;
-  PTQ_RETURN_IF_ERROR(UsePreset(spec.preset, &preset));
-  const auto refuse = [&spec](const char* field, const auto& value, const auto& own) {
+// Whether a name sets bits, group_size and asymmetric.
+bool IsNamed(const JobSpec& spec) { return !spec.preset.empty() || spec.scheme != KQuant::kNone; }
+
+// A spec with what the preset of `spec`, or else its scheme, sets.
+absl::StatusOr<JobSpec> NamedSpec(const JobSpec& spec) {
+  JobSpec named;
+  PTQ_RETURN_IF_ERROR(spec.preset.empty() ? UseScheme(KQuantName(spec.scheme), &named)
+                                          : UsePreset(spec.preset, &named));
+  return named;
+}
+
+// What a preset or a scheme sets is not set otherwise.
+absl::Status CheckNamed(const JobSpec& spec) {
+  if (!IsNamed(spec)) return absl::OkStatus();
+  PTQ_ASSIGN_OR_RETURN(const JobSpec preset, NamedSpec(spec));
+  const std::string name = spec.preset.empty()
+                               ? absl::StrCat("scheme ", KQuantName(spec.scheme))
+                               : absl::StrCat("preset ", spec.preset);
+  const auto refuse = [&name](const char* field, const auto& value, const auto& own) {
     return absl::InvalidArgumentError(
-        absl::StrCat(field, ": ", value, " stands against preset ", spec.preset, ", which sets ",
-                     own, "; leave one of the two out, or choose layers by rules"));
+        absl::StrCat(field, ": ", value, " stands against ", name, ", which sets ", own,
+                     "; leave one of the two out, or choose layers by rules"));
   };
+  if (spec.scheme != preset.scheme) {
+    const auto shown = [](KQuant scheme) {
+      return scheme == KQuant::kNone ? "none" : KQuantName(scheme);
+    };
+    return refuse("scheme", shown(spec.scheme), shown(preset.scheme));
+  }
   if (spec.bits != preset.bits) return refuse("bits", spec.bits, preset.bits);
   if (spec.group_size != preset.group_size) {
     return refuse("group_size", spec.group_size, preset.group_size);
@@ -207,6 +235,41 @@ absl::Status CheckTuning(const JobSpec& spec) {
   return absl::OkStatus();
 }
 
+// What K-quants do not go with.
+absl::Status CheckKQuants(const JobSpec& spec, bool has_k_quants) {
+  if (!has_k_quants) return absl::OkStatus();
+  if (spec.algorithm == Algorithm::kAutoRound) {
+    return absl::InvalidArgumentError(
+        "scheme: auto-round tunes no K-quants; choose algorithm gptq, opt-rtn or rtn");
+  }
+  if (spec.scale_rule == ScaleRule::kTorchao) {
+    return absl::InvalidArgumentError(
+        "scheme: K-quants have scales of their own, not by torchao's rule; leave scale_rule out");
+  }
+  return absl::OkStatus();
+}
+
+// The rules by themselves, and beside the spec's scheme.
+absl::Status CheckRules(const JobSpec& spec) {
+  if (spec.rule.size() > kMaxRules) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("rule: %d rules; at most %d are accepted", spec.rule.size(), kMaxRules));
+  }
+  bool has_k_quants = spec.scheme != KQuant::kNone;
+  for (const std::string& text : spec.rule) {
+    PTQ_ASSIGN_OR_RETURN(const SchemeRule rule, ParseSchemeRule(text));
+    has_k_quants = has_k_quants || rule.k_quant != KQuant::kNone;
+    const bool partial = rule.bits || rule.group_size || rule.symmetric;
+    if (spec.scheme != KQuant::kNone && partial && !(rule.bits && rule.group_size)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "rule ", Quote(text), ": beside ", KQuantName(spec.scheme),
+          ", whose bits and groups go together, a rule names both bits= and group_size=, or "
+          "scheme="));
+    }
+  }
+  return CheckKQuants(spec, has_k_quants);
+}
+
 }  // namespace
 
 const char* AlgorithmName(Algorithm algorithm) {
@@ -228,6 +291,15 @@ absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name) {
 }
 absl::StatusOr<LowMemory> ParseLowMemory(const std::string& name) {
   return ParseName<LowMemory>(kLowMemoryNames, name);
+}
+absl::StatusOr<KQuant> ParseKQuant(const std::string& name) {
+  const auto found =
+      std::find_if(kKQuantNames.begin(), kKQuantNames.end(),
+                   [&name](const char* one) { return absl::EqualsIgnoreCase(name, one); });
+  if (found != kKQuantNames.end()) return static_cast<KQuant>(found - kKQuantNames.begin() + 1);
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s is none of %s; other schemes are bits, group_size and symmetry",
+                      Quote(name), absl::StrJoin(kKQuantNames, ", ")));
 }
 absl::StatusOr<std::vector<std::string>> ParseOutputFormats(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
@@ -260,9 +332,21 @@ absl::Status UsePreset(const std::string& name, JobSpec* spec) {
   const auto preset = FindPreset(name);
   if (!preset.ok()) return Annotate(preset.status(), "preset");
   spec->preset = preset->name;
+  spec->scheme = preset->scheme.k_quant;
   spec->bits = preset->scheme.bits;
   spec->group_size = preset->scheme.group_size;
   spec->asymmetric = !preset->scheme.symmetric;
+  return absl::OkStatus();
+}
+
+absl::Status UseScheme(const std::string& name, JobSpec* spec) {
+  const auto type = ParseKQuant(name);
+  if (!type.ok()) return Annotate(type.status(), "scheme");
+  const QuantizationScheme scheme = KQuantScheme(*type);
+  spec->scheme = *type;
+  spec->bits = scheme.bits;
+  spec->group_size = scheme.group_size;
+  spec->asymmetric = !scheme.symmetric;
   return absl::OkStatus();
 }
 
@@ -273,6 +357,7 @@ Json JobSpecToJson(const JobSpec& spec) {
   json["evaluation"] = spec.evaluation;
   json["algorithm"] = AlgorithmName(spec.algorithm);
   json["preset"] = spec.preset;
+  json["scheme"] = KQuantName(spec.scheme);
   json["bits"] = spec.bits;
   json["group_size"] = spec.group_size;
   json["asymmetric"] = spec.asymmetric;
@@ -301,14 +386,14 @@ absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json) {
   for (const auto& [key, value] : json.items()) {
     PTQ_RETURN_IF_ERROR(AssignKey(key, value, &spec));
   }
-  if (!spec.preset.empty()) {
-    JobSpec preset;
-    PTQ_RETURN_IF_ERROR(UsePreset(spec.preset, &preset));
+  if (IsNamed(spec)) {
+    PTQ_ASSIGN_OR_RETURN(const JobSpec preset, NamedSpec(spec));
     spec.preset = preset.preset;
+    if (!json.contains("scheme")) spec.scheme = preset.scheme;
     if (!json.contains("bits")) spec.bits = preset.bits;
     if (!json.contains("group_size")) spec.group_size = preset.group_size;
     if (!json.contains("asymmetric")) spec.asymmetric = preset.asymmetric;
-    PTQ_RETURN_IF_ERROR(CheckPreset(spec));
+    PTQ_RETURN_IF_ERROR(CheckNamed(spec));
   }
   if (!json.contains("model")) {
     return absl::InvalidArgumentError("model: missing; name the checkpoint's folder");
@@ -322,7 +407,7 @@ absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text) {
 }
 
 absl::Status ValidateJobSpec(const JobSpec& spec) {
-  PTQ_RETURN_IF_ERROR(CheckPreset(spec));
+  PTQ_RETURN_IF_ERROR(CheckNamed(spec));
   PTQ_RETURN_IF_ERROR(CheckRange("bits", spec.bits, 2, 8));
   if (spec.group_size < QuantizationScheme::kPerChannel || spec.group_size > kMaxGroupSize) {
     return absl::InvalidArgumentError(
@@ -359,14 +444,7 @@ absl::Status ValidateJobSpec(const JobSpec& spec) {
         "choose --algorithm rtn)",
         AlgorithmName(spec.algorithm)));
   }
-  if (spec.rule.size() > kMaxRules) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("rule: %d rules; at most %d are accepted", spec.rule.size(), kMaxRules));
-  }
-  for (const std::string& text : spec.rule) {
-    PTQ_RETURN_IF_ERROR(ParseSchemeRule(text).status());
-  }
-  return absl::OkStatus();
+  return CheckRules(spec);
 }
 
 }  // namespace ptq

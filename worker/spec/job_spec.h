@@ -46,6 +46,8 @@ const char* ScaleRuleName(ScaleRule rule);
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name);
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name);
 absl::StatusOr<LowMemory> ParseLowMemory(const std::string& name);
+// In any case of letters.
+absl::StatusOr<KQuant> ParseKQuant(const std::string& name);
 // One or several of kOutputFormatNames, in its order.
 absl::StatusOr<std::vector<std::string>> ParseOutputFormats(const std::vector<std::string>& names);
 absl::StatusOr<PrecisionChoice> ParsePrecision(const std::string& name);
@@ -59,8 +61,10 @@ struct JobSpec {
   std::string evaluation;   // file, or "": no evaluation
 
   Algorithm algorithm = Algorithm::kAutoRound;
-  // A name of presets.h, or "". It sets the next three, and rules that follow those of `rule`.
+  // A name of presets.h, or "". It sets the next four, and rules that follow those of `rule`.
   std::string preset;
+  // A K-quant of GGUF, which sets the next three.
+  KQuant scheme = KQuant::kNone;
   int bits = 4;              // 2..8
   int64_t group_size = 128;  // -1 channel, 0 tensor
   bool asymmetric = false;
@@ -92,25 +96,31 @@ struct JobSpec {
   int64_t EffectiveEvaluationWindow() const {
     return evaluation_window > 0 ? evaluation_window : sequence_length;
   }
-  QuantizationScheme DefaultScheme() const { return {bits, group_size, !asymmetric, scale_rule}; }
+  QuantizationScheme DefaultScheme() const {
+    return {bits, group_size, !asymmetric, scale_rule, scheme};
+  }
   bool operator==(const JobSpec&) const = default;
 };
 
-// Makes `spec` one of the preset: its name, bits, group_size and asymmetric. kInvalidArgument
-// listing the names.
+// Makes `spec` one of the preset: its name, scheme, bits, group_size and asymmetric.
+// kInvalidArgument listing the names.
 absl::Status UsePreset(const std::string& name, JobSpec* spec);
+// The same of a K-quant by name, "Q4_K" in any case of letters: scheme, bits, group_size and
+// asymmetric.
+absl::Status UseScheme(const std::string& name, JobSpec* spec);
 
 // Every key of the struct, in the struct's order, defaults included. Of `format` a list, also of
 // one; what is read may be a string, with commas.
 Json JobSpecToJson(const JobSpec& spec);
 // Unknown keys and wrong types are kInvalidArgument naming the key, and so is bits, group_size or
-// asymmetric beside a preset with another value than the preset's; ranges are ValidateJobSpec's.
+// asymmetric beside a preset or a scheme with another value than theirs; ranges are
+// ValidateJobSpec's.
 absl::StatusOr<JobSpec> JobSpecFromJson(const Json& json);
 absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text);
 
 // Ranges and combinations that need no model: bits 2..8, group_size -1, 0 or positive, sizes
 // positive, torchao's rule with rtn only, auto-round's options with auto-round only, no
-// fisher_tokens with recipe paper, calibration present unless rtn, rule syntax and RE2 patterns.
+// fisher_tokens with recipe paper, no K-quant by auto-round, calibration present unless rtn, rule syntax and RE2 patterns.
 // kInvalidArgument: "bits: 9 is not in 2..8".
 absl::Status ValidateJobSpec(const JobSpec& spec);
 

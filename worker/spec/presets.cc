@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "formats/headers/quote.h"
+#include "worker/spec/k_quant_mixes.h"
 
 namespace ptq {
 namespace {
@@ -15,11 +16,6 @@ constexpr char kMlpOutput[] = "mlp\\.(down_proj|c_proj|dense_4h_to_h)|feed_forwa
 
 QuantizationScheme Scheme(int bits, int64_t group_size, bool symmetric = true) {
   return {.bits = bits, .group_size = group_size, .symmetric = symmetric};
-}
-
-bool HasWiderOutput(int64_t block, int64_t block_count) {
-  const int64_t eighth = block_count / 8;
-  return block < eighth || block >= 7 * block_count / 8 || (block - eighth) % 3 == 2;
 }
 
 }  // namespace
@@ -44,6 +40,19 @@ const std::vector<Preset>& Presets() {
        Scheme(2, 32)},
       {"W2A16_M", "W2A16G64 with 4 bits for the MLPs' last layers in half of the blocks",
        Scheme(2, 64), 4},
+      {"Q2_K", "llama.cpp's mix for GGUF: Q2_K, with Q3_K and Q4_K where it costs most",
+       KQuantScheme(KQuant::kQ2_K)},
+      {"Q3_K_M", "llama.cpp's mix for GGUF: Q3_K, with Q4_K and Q5_K where it costs most",
+       KQuantScheme(KQuant::kQ3_K)},
+      {"Q4_K_S", "llama.cpp's mix for GGUF: Q4_K, with Q5_K in the first blocks",
+       KQuantScheme(KQuant::kQ4_K)},
+      {"Q4_K_M", "llama.cpp's mix for GGUF: Q4_K, with Q6_K for v and the MLPs' last layers in "
+       "half of the blocks",
+       KQuantScheme(KQuant::kQ4_K)},
+      {"Q5_K_M", "llama.cpp's mix for GGUF: Q5_K, with Q6_K for v and the MLPs' last layers in "
+       "half of the blocks",
+       KQuantScheme(KQuant::kQ5_K)},
+      {"Q6_K", "llama.cpp's Q6_K for GGUF", KQuantScheme(KQuant::kQ6_K)},
   };
   return *presets;
 }
@@ -63,10 +72,11 @@ absl::StatusOr<Preset> FindPreset(const std::string& name) {
 }
 
 std::vector<std::string> PresetRules(const Preset& preset, int64_t block_count) {
+  if (preset.scheme.k_quant != KQuant::kNone) return KQuantMixRules(preset.name, block_count);
   if (preset.wider_bits == 0) return {};
   std::vector<int64_t> blocks;
   for (int64_t block = 0; block < block_count; ++block) {
-    if (HasWiderOutput(block, block_count)) blocks.push_back(block);
+    if (UsesMoreBits(block, block_count)) blocks.push_back(block);
   }
   if (blocks.empty()) return {};
   return {absl::StrFormat(".*\\.(%s)\\.(%s):bits=%d", absl::StrJoin(blocks, "|"), kMlpOutput,

@@ -1,4 +1,5 @@
-// Schemes by name: those of auto-round and llm-compressor, and mixes of widths like llama.cpp's.
+// Schemes by name: those of auto-round and llm-compressor, mixes of widths like llama.cpp's, and
+// its mixes of K-quants.
 #ifndef PTQ_WORKER_SPEC_PRESETS_H_
 #define PTQ_WORKER_SPEC_PRESETS_H_
 
@@ -31,7 +32,7 @@ absl::StatusOr<Preset> FindPreset(const std::string& name);
 // (down_proj and its like) in the first and the last eighth of the blocks, and in every third
 // between, where llama.cpp's Q4_K_M uses more bits too (use_more_bits in src/llama-quant.cpp).
 // Layers that loaders fuse with others keep the scheme, and so do experts. Empty for a preset of
-// one width.
+// one width. K-quants: KQuantMixRules.
 std::vector<std::string> PresetRules(const Preset& preset, int64_t block_count);
 
 }  // namespace ptq

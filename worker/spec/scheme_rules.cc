@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
+#include "common/status_util.h"
 #include "formats/headers/format_rules.h"
 #include "formats/headers/loader_rules/planned_rules.h"
 #include "formats/headers/quote.h"
@@ -72,8 +73,15 @@ absl::Status ParseSetting(const std::string& text, const std::string& setting, S
     rule->symmetric = value == "true";
     return absl::OkStatus();
   }
-  return BadRule(
-      text, "unknown setting " + Quote(setting) + "; use bits=, group_size=, symmetric= or skip");
+  if (key == "scheme") {
+    PTQ_RETURN_IF_ERROR(repeated(rule->k_quant != KQuant::kNone));
+    const auto type = ParseKQuant(value);
+    if (!type.ok()) return BadRule(text, "scheme: " + Message(type.status()));
+    rule->k_quant = *type;
+    return absl::OkStatus();
+  }
+  return BadRule(text, "unknown setting " + Quote(setting) +
+                           "; use bits=, group_size=, symmetric=, scheme= or skip");
 }
 
 // All patterns in one automaton, so that a rule for every layer of a large model costs one pass
@@ -128,6 +136,9 @@ class RuleMatcher {
 };
 
 QuantizationScheme Apply(const SchemeRule& rule, QuantizationScheme scheme) {
+  if (rule.k_quant != KQuant::kNone) return KQuantScheme(rule.k_quant);
+  // Such a rule names bits and group size (ValidateJobSpec).
+  if (scheme.k_quant != KQuant::kNone) scheme = {.symmetric = true};
   if (rule.bits.has_value()) scheme.bits = *rule.bits;
   if (rule.group_size.has_value()) scheme.group_size = *rule.group_size;
   if (rule.symmetric.has_value()) scheme.symmetric = *rule.symmetric;
@@ -171,13 +182,67 @@ absl::StatusOr<std::vector<SchemeRule>> RulesOfPreset(const JobSpec& spec,
   return rules;
 }
 
+// Of a layer whose rows are no whole super-blocks what llama.cpp falls back to
+// (src/llama-quant.cpp), Q4_0 in place of its IQ4_NL of the same size; none where no type of GGUF
+// fits.
+std::optional<QuantizationScheme> WithoutSuperBlocks(KQuant type, int64_t in_features) {
+  constexpr int64_t kGroup = 32;
+  if (in_features % kGroup != 0) return std::nullopt;
+  switch (type) {
+    case KQuant::kQ6_K:
+      return QuantizationScheme{.bits = 8, .group_size = kGroup};
+    case KQuant::kQ5_K:
+      return QuantizationScheme{.bits = 5, .group_size = kGroup, .symmetric = false};
+    case KQuant::kQ4_K:
+      return QuantizationScheme{.bits = 5, .group_size = kGroup};
+    default:
+      return QuantizationScheme{.bits = 4, .group_size = kGroup};
+  }
+}
+
+// Layers by kind, with the blocks in which they are.
+using LayersByKind = std::map<LayerKind, std::vector<int64_t>>;
+
+// Both spellings of `layers`: for a sentence, and as patterns of a rule.
+void SpellAll(const LayersByKind& layers, int64_t block_count, std::vector<std::string>* names,
+              std::vector<std::string>* patterns) {
+  for (const auto& [kind, blocks] : layers) {
+    const bool all = static_cast<int64_t>(blocks.size()) == block_count;
+    names->push_back(Spell(kind, all ? "" : absl::StrJoin(blocks, ","), false));
+    patterns->push_back(Spell(kind, all ? "" : absl::StrJoin(blocks, "|"), true));
+  }
+}
+
+absl::Status CheckSuperBlocks(const std::vector<EffectiveScheme>& layers) {
+  LayersByKind misfits;
+  const EffectiveScheme* first = nullptr;
+  int64_t block_count = 0;
+  for (const EffectiveScheme& layer : layers) {
+    block_count = std::max(block_count, layer.block + 1);
+    if (!layer.scheme || layer.scheme->k_quant == KQuant::kNone) continue;
+    if (layer.in_features % kSuperBlock == 0) continue;
+    if (first == nullptr) first = &layer;
+    misfits[KindOf(layer)].push_back(layer.block);
+  }
+  if (first == nullptr) return absl::OkStatus();
+  std::vector<std::string> names;
+  std::vector<std::string> patterns;
+  SpellAll(misfits, block_count, &names, &patterns);
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "scheme: %s has super-blocks of %d columns, which do not divide in_features %d of %s; give "
+      "these layers another scheme by a first --rule '%s:bits=5,group_size=32', or leave them alone "
+      "by skip",
+      KQuantName(first->scheme->k_quant), kSuperBlock, first->in_features,
+      absl::StrJoin(names, ", "), absl::StrJoin(patterns, "|")));
+}
+
 absl::Status CheckGroupSizes(const std::vector<EffectiveScheme>& layers) {
   struct Sizes {
     int64_t group_size;
     int64_t in_features;
     auto operator<=>(const Sizes&) const = default;
   };
-  std::map<Sizes, std::map<LayerKind, std::vector<int64_t>>> misfits;  // to blocks
+  std::map<Sizes, LayersByKind> misfits;
   int64_t block_count = 0;
   for (const EffectiveScheme& layer : layers) {
     block_count = std::max(block_count, layer.block + 1);
@@ -191,11 +256,7 @@ absl::Status CheckGroupSizes(const std::vector<EffectiveScheme>& layers) {
   std::vector<std::string> patterns;
   for (const auto& [sizes, kinds] : misfits) {
     std::vector<std::string> names;
-    for (const auto& [kind, blocks] : kinds) {
-      const bool all = static_cast<int64_t>(blocks.size()) == block_count;
-      names.push_back(Spell(kind, all ? "" : absl::StrJoin(blocks, ","), false));
-      patterns.push_back(Spell(kind, all ? "" : absl::StrJoin(blocks, "|"), true));
-    }
+    SpellAll(kinds, block_count, &names, &patterns);
     complaints.push_back(
         absl::StrFormat("group_size %d does not divide in_features %d of %s (but %d does)",
                         sizes.group_size, sizes.in_features, absl::StrJoin(names, ", "),
@@ -249,6 +310,9 @@ absl::StatusOr<SchemeRule> ParseSchemeRule(const std::string& text) {
        std::vector<std::string>(absl::StrSplit(settings, absl::ByChar(',')))) {
     PTQ_RETURN_IF_ERROR(ParseSetting(text, setting, &rule));
   }
+  if (rule.k_quant != KQuant::kNone && (rule.bits || rule.group_size || rule.symmetric)) {
+    return BadRule(text, "scheme= sets bits, group size and symmetry; leave the others out");
+  }
   return rule;
 }
 
@@ -283,11 +347,20 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
       layer.scheme =
           rule.skip ? std::nullopt : std::make_optional(Apply(rule, spec.DefaultScheme()));
     }
+    const bool of_preset_alone =
+        !spec.preset.empty() &&
+        (matches.empty() || static_cast<size_t>(matches.front()) >= spec.rule.size());
+    if (of_preset_alone && layer.scheme && layer.scheme->k_quant != KQuant::kNone &&
+        layer.in_features % kSuperBlock != 0) {
+      layer.scheme = WithoutSuperBlocks(layer.scheme->k_quant, layer.in_features);
+    }
     any_scheme = any_scheme || layer.scheme.has_value();
   }
   for (size_t i = 0; i < rules.size(); ++i) {
     if (used[i]) continue;
     if (i >= spec.rule.size()) {
+      // Of a mix of K-quants some rules are for models whose q, k and v are one layer.
+      if (spec.scheme != KQuant::kNone) continue;
       return absl::InvalidArgumentError(absl::StrFormat(
           "preset: %s has more bits for the last layers of MLPs, and this model has none of their "
           "names; choose a preset of one width, and rules",
@@ -302,6 +375,7 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
     return absl::InvalidArgumentError(
         "rule: the rules skip every layer, nothing is left to quantize");
   }
+  PTQ_RETURN_IF_ERROR(CheckSuperBlocks(layers));
   PTQ_RETURN_IF_ERROR(CheckGroupSizes(layers));
   PTQ_RETURN_IF_ERROR(CheckFormats(spec, layers));
   return layers;

@@ -16,13 +16,15 @@
 namespace ptq {
 
 // One parsed `--rule`. PATTERN is RE2, matched in full against the module's name; the text after
-// the last ':' is "skip" or comma-separated bits=, group_size=, symmetric= (true or false).
+// the last ':' is "skip", comma-separated bits=, group_size=, symmetric= (true or false), or scheme=
+// with the name of a K-quant.
 struct SchemeRule {
   std::string pattern;
   bool skip = false;
   std::optional<int> bits;
   std::optional<int64_t> group_size;
   std::optional<bool> symmetric;
+  KQuant k_quant = KQuant::kNone;
 };
 
 // kInvalidArgument quoting the rule.
@@ -38,9 +40,11 @@ struct EffectiveScheme {
 };
 
 // One entry for every linear layer inside the decoder blocks of `table`, in its order; the first
-// rule that matches wins, those of the preset after all others. kInvalidArgument: a rule that
-// matches no module; a group size that does
-// not divide in_features, listing the layers, and the `skip` rule that would leave them alone.
+// rule that matches wins, those of the preset after all others. Where a preset alone asks for a
+// K-quant and super-blocks do not divide the layer's in_features, the layer gets what llama.cpp falls
+// back to. kInvalidArgument: a rule that matches no module; a group size, or another K-quant's
+// super-blocks, that do not divide in_features, listing the layers, and the rule that would leave
+// them alone.
 // kFailedPrecondition: a layer that one of the asked-for formats can't hold, and a format that can.
 absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
                                                             const std::vector<TableTensor>& table);

@@ -34,7 +34,7 @@ TEST(JobSpecTest, JsonHasEveryKeyInOrderWithItsDefault) {
   spec.model = "m";
   EXPECT_EQ(
       DumpJson(JobSpecToJson(spec)),
-      R"({"model":"m","calibration":"","evaluation":"","algorithm":"auto-round","preset":"","bits":4,)"
+      R"({"model":"m","calibration":"","evaluation":"","algorithm":"auto-round","preset":"","scheme":"","bits":4,)"
       R"("group_size":128,"asymmetric":false,"scale_rule":"full-range","recipe":"default",)"
       R"("iterations":0,"batch_size":8,"fisher_tokens":-1,"tuning_precision":"auto",)"
       R"("samples":128,"sequence_length":2048,"seed":42,"device":"auto",)"
@@ -113,6 +113,49 @@ TEST(JobSpecTest, RefusesAnotherSchemeBesideAPreset) {
   spec.preset = "W4A16";
   spec.bits = 3;
   EXPECT_THAT(ValidateJobSpec(spec), StatusIs(kInvalid, StartsWith("bits: 3")));
+}
+
+TEST(JobSpecTest, AKQuantSetsTheScheme) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec spec,
+                           ParseJobSpec(R"({"model":"m","scheme":"q4_k","algorithm":"rtn"})"));
+  EXPECT_EQ(spec.DefaultScheme(), KQuantScheme(KQuant::kQ4_K));
+  EXPECT_EQ(spec.bits, 4);
+  EXPECT_EQ(spec.group_size, 32);
+  EXPECT_TRUE(spec.asymmetric);
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec again, JobSpecFromJson(JobSpecToJson(spec)));
+  EXPECT_EQ(again, spec);
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec mix, ParseJobSpec(R"({"model":"m","preset":"q3_k_m"})"));
+  EXPECT_EQ(mix.DefaultScheme(), KQuantScheme(KQuant::kQ3_K));
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec mix_again, JobSpecFromJson(JobSpecToJson(mix)));
+  EXPECT_EQ(mix_again, mix);
+}
+
+TEST(JobSpecTest, WhatAKQuantDoesNotGoWith) {
+  EXPECT_THAT(ParseJobSpec(R"({"model":"m","scheme":"Q4_K","bits":8})"),
+              StatusIs(kInvalid, HasSubstr("bits: 8 stands against scheme Q4_K, which sets 4")));
+  EXPECT_THAT(ParseJobSpec(R"({"model":"m","scheme":"Q4_K","preset":"W4A16"})"),
+              StatusIs(kInvalid, HasSubstr("scheme: Q4_K stands against preset W4A16")));
+  EXPECT_THAT(ParseJobSpec(R"({"model":"m","scheme":"Q4_0"})"),
+              StatusIs(kInvalid, HasSubstr("scheme: \"Q4_0\" is none of Q2_K")));
+  JobSpec spec = GoodSpec();
+  spec.rule = {"a:scheme=Q4_K"};
+  spec.algorithm = Algorithm::kAutoRound;
+  spec.calibration = "c.txt";
+  EXPECT_THAT(ValidateJobSpec(spec),
+              StatusIs(kInvalid, HasSubstr("auto-round tunes no K-quants; choose algorithm gptq")));
+  spec.algorithm = Algorithm::kRtn;
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
+  spec.scale_rule = ScaleRule::kTorchao;
+  EXPECT_THAT(ValidateJobSpec(spec), StatusIs(kInvalid, HasSubstr("not by torchao's rule")));
+  spec = GoodSpec();
+  spec.algorithm = Algorithm::kRtn;
+  ASSERT_THAT(UseScheme("Q4_K", &spec), IsOk());
+  spec.rule = {"a:bits=8"};
+  EXPECT_THAT(ValidateJobSpec(spec),
+              StatusIs(kInvalid, HasSubstr("a rule names both bits= and group_size=, or scheme=")));
+  spec.rule = {"a:bits=8,group_size=32"};
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
 }
 
 TEST(JobSpecTest, RefusesUnknownAndRepeatedKeys) {

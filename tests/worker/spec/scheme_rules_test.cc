@@ -212,6 +212,7 @@ TEST(ResolveSchemesTest, ARuleForEveryLayerOfALargeModelTakesLessThanASecond) {
 JobSpec PresetSpec(const std::string& name, const std::vector<std::string>& rules = {}) {
   JobSpec spec = SpecWith(rules);
   EXPECT_THAT(UsePreset(name, &spec), IsOk());
+  if (spec.scheme != KQuant::kNone) spec.format = {"gguf"};
   return spec;
 }
 
@@ -229,7 +230,7 @@ std::vector<TableTensor> WideTable() {
 
 TEST(PresetTest, OneOfASingleWidthGivesItToEveryLayer) {
   for (const Preset& preset : Presets()) {
-    if (preset.wider_bits > 0) continue;
+    if (preset.wider_bits > 0 || preset.scheme.k_quant != KQuant::kNone) continue;
     PTQ_ASSERT_OK_AND_ASSIGN(const auto layers,
                              ResolveSchemes(PresetSpec(preset.name), WideTable()));
     for (const EffectiveScheme& layer : layers) EXPECT_EQ(layer.scheme, preset.scheme);
@@ -258,6 +259,131 @@ TEST(PresetTest, MixesKeepFusedSetsWhole) {
     std::vector<std::string> warnings;
     EXPECT_THAT(CheckLoadersTake(spec, layers, &warnings), IsOk()) << preset.name;
   }
+}
+
+// A Llama of 16 blocks with 512 input features, of down_proj so many.
+std::vector<TableTensor> TableOfSuperBlocks(int64_t intermediate_size = 768) {
+  ModelConfig config;
+  config.model_type = "llama";
+  config.vocab_size = 32;
+  config.hidden_size = 512;
+  config.intermediate_size = intermediate_size;
+  config.num_hidden_layers = 16;
+  config.num_attention_heads = config.num_key_value_heads = 4;
+  config.head_dim = 128;
+  return BuildTensorTable(config);
+}
+
+// "Q4_K" or "5-bit", by the block, of the layers whose names end so.
+std::string TypesOf(const std::vector<EffectiveScheme>& layers, const std::string& end) {
+  std::string types;
+  for (const EffectiveScheme& layer : layers) {
+    if (!layer.module.ends_with(end)) continue;
+    types += layer.scheme->k_quant == KQuant::kNone ? std::to_string(layer.scheme->bits) + "-bit "
+                                                    : KQuantName(layer.scheme->k_quant)[1] +
+                                                          std::string(" ");
+  }
+  return types;
+}
+
+TEST(KQuantMixTest, MixesOfLlamaCpp) {
+  const auto types = [](const char* preset, const char* end) {
+    const auto layers = ResolveSchemes(PresetSpec(preset), TableOfSuperBlocks());
+    EXPECT_THAT(layers, IsOk());
+    return TypesOf(*layers, end);
+  };
+  // llama_tensor_get_type_impl for 16 layers.
+  EXPECT_EQ(types("Q4_K_M", "v_proj"), "6 6 4 4 6 4 4 6 4 4 6 4 4 6 6 6 ");
+  EXPECT_EQ(types("Q4_K_M", "down_proj"), "6 6 4 4 6 4 4 6 4 4 6 4 4 6 6 6 ");
+  EXPECT_EQ(types("Q4_K_M", "o_proj"), "4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 ");
+  EXPECT_EQ(types("Q5_K_M", "v_proj"), "6 6 5 5 6 5 5 6 5 5 6 5 5 6 6 6 ");
+  EXPECT_EQ(types("Q4_K_S", "v_proj"), "5 5 5 5 4 4 4 4 4 4 4 4 4 4 4 4 ");
+  EXPECT_EQ(types("Q4_K_S", "down_proj"), "5 5 4 4 4 4 4 4 4 4 4 4 4 4 4 4 ");
+  EXPECT_EQ(types("Q3_K_M", "v_proj"), "5 5 4 4 4 4 4 4 4 4 4 4 4 4 4 4 ");
+  EXPECT_EQ(types("Q3_K_M", "down_proj"), "5 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 ");
+  EXPECT_EQ(types("Q3_K_M", "o_proj"), "4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 ");
+  EXPECT_EQ(types("Q3_K_M", "q_proj"), "3 3 3 3 3 3 3 3 3 3 3 3 3 3 3 3 ");
+  EXPECT_EQ(types("Q2_K", "v_proj"), "4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 ");
+  EXPECT_EQ(types("Q2_K", "down_proj"), "3 3 3 3 3 3 3 3 3 3 3 3 3 3 3 3 ");
+  EXPECT_EQ(types("Q6_K", "down_proj"), "6 6 6 6 6 6 6 6 6 6 6 6 6 6 6 6 ");
+}
+
+TEST(KQuantMixTest, LayersOfAllFamilies) {
+  const auto name_of = [](const char* preset, const std::string& module) {
+    TableTensor tensor;
+    tensor.role = TensorRole::kLinearWeight;
+    tensor.module = module;
+    tensor.block = 0;
+    tensor.shape = {512, 512};
+    const auto layers = ResolveSchemes(PresetSpec(preset), {tensor});
+    EXPECT_THAT(layers, IsOk());
+    return std::string(KQuantName(layers->front().scheme->k_quant));
+  };
+  for (const char* fused : {"model.layers.0.self_attn.qkv_proj", "transformer.h.0.attn.c_attn",
+                            "gpt_neox.layers.0.attention.query_key_value"}) {
+    EXPECT_EQ(name_of("Q4_K_M", fused), "Q5_K") << fused;
+  }
+  for (const char* output :
+       {"model.layers.0.mlp.down_proj", "transformer.h.0.mlp.c_proj",
+        "gpt_neox.layers.0.mlp.dense_4h_to_h", "model.layers.0.mlp.experts.7.down_proj",
+        "model.layers.0.block_sparse_moe.experts.1.w2"}) {
+    EXPECT_EQ(name_of("Q4_K_M", output), "Q6_K") << output;
+  }
+  for (const char* output : {"model.layers.0.self_attn.o_proj", "transformer.h.0.attn.c_proj",
+                             "gpt_neox.layers.0.attention.dense"}) {
+    EXPECT_EQ(name_of("Q3_K_M", output), "Q4_K") << output;
+  }
+  EXPECT_EQ(name_of("Q3_K_M", "model.layers.0.mlp.experts.7.up_proj"), "Q3_K");
+}
+
+TEST(KQuantMixTest, FallsBackWhereSuperBlocksDoNotFit) {
+  const auto types = [](const char* preset, int64_t columns) {
+    const auto layers = ResolveSchemes(PresetSpec(preset), TableOfSuperBlocks(columns));
+    EXPECT_THAT(layers, IsOk());
+    return Layer(*layers, "model.layers.9.mlp.down_proj").scheme;
+  };
+  EXPECT_EQ(types("Q4_K_S", 800), (QuantizationScheme{.bits = 5, .group_size = 32}));
+  EXPECT_EQ(types("Q5_K_M", 800),
+            (QuantizationScheme{.bits = 5, .group_size = 32, .symmetric = false}));
+  EXPECT_EQ(types("Q6_K", 800), (QuantizationScheme{.bits = 8, .group_size = 32}));
+  EXPECT_EQ(types("Q2_K", 800), (QuantizationScheme{.bits = 4, .group_size = 32}));
+  EXPECT_EQ(types("Q4_K_S", 760), std::nullopt);
+}
+
+TEST(KQuantSchemeTest, RulesAndRefusals) {
+  JobSpec spec = SpecWith({".*v_proj:scheme=q6_k", ".*o_proj:bits=8,group_size=32", ".*k_proj:skip"});
+  ASSERT_THAT(UseScheme("q3_K", &spec), IsOk());
+  spec.format = {"gguf", "dequantized"};
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(spec, TableOfSuperBlocks()));
+  const auto scheme = [&layers = layers](const std::string& name) {
+    return Layer(layers, "model.layers.3." + name).scheme;
+  };
+  EXPECT_EQ(scheme("self_attn.q_proj"), KQuantScheme(KQuant::kQ3_K));
+  EXPECT_EQ(scheme("self_attn.v_proj"), KQuantScheme(KQuant::kQ6_K));
+  EXPECT_EQ(scheme("self_attn.o_proj"), (QuantizationScheme{.bits = 8, .group_size = 32}));
+  EXPECT_EQ(scheme("self_attn.k_proj"), std::nullopt);
+  std::vector<std::string> warnings;
+  EXPECT_THAT(CheckLoadersTake(spec, layers, &warnings), IsOk());
+  // By the layers' names, with a rule that helps.
+  EXPECT_THAT(ResolveSchemes(spec, TableOfSuperBlocks(800)),
+              StatusIs(kInvalid, AllOf(HasSubstr("Q3_K has super-blocks of 256 columns, which do "
+                                                 "not divide in_features 800 of "
+                                                 "model.layers.*.mlp.down_proj"),
+                                       HasSubstr("mlp\\.down_proj:bits=5,group_size=32'"))));
+  spec.format = {"compressed-tensors", "gguf"};
+  EXPECT_THAT(ResolveSchemes(spec, TableOfSuperBlocks()),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("compressed-tensors can't hold model.layers.0.self_attn"),
+                             HasSubstr("Q3_K"), HasSubstr("gguf or dequantized"))));
+  // A K-quant by a rule alone.
+  spec = SpecWith({".*mlp.*:scheme=Q4_K"});
+  EXPECT_THAT(ResolveSchemes(spec, TableOfSuperBlocks()),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       HasSubstr("affine can't hold model.layers.0.mlp.gate_proj")));
+  EXPECT_THAT(ParseSchemeRule("a:scheme=Q7_K"),
+              StatusIs(kInvalid, HasSubstr("\"Q7_K\" is none of Q2_K, Q3_K, Q4_K, Q5_K, Q6_K")));
+  EXPECT_THAT(ParseSchemeRule("a:scheme=Q4_K,bits=4"),
+              StatusIs(kInvalid, HasSubstr("scheme= sets bits")));
 }
 
 TEST(PresetTest, RulesGoBeforeThoseOfThePreset) {
