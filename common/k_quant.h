@@ -1,6 +1,6 @@
-// ggml's K-quants (ggml-common.h): types of GGUF whose scales are quantized themselves. A row is cut
-// into super-blocks of 256 columns with one or two float16 scales, and these into groups with small
-// integer scales.
+// ggml's K-quants (ggml-common.h): types of GGUF whose scales are quantized themselves. A row is
+// cut into super-blocks of 256 columns with one or two float16 scales, and these into groups with
+// small integer scales.
 #ifndef PTQ_COMMON_K_QUANT_H_
 #define PTQ_COMMON_K_QUANT_H_
 

@@ -2,8 +2,8 @@
 // symmetric records without loss; Q4_1 and Q5_1 hold asymmetric ones, whose minimum -uz * s becomes
 // float16 (uz the unsigned zero point).
 //
-// A scale that spans more than 32 columns is repeated. Records of K-quants become their super-blocks
-// (formats/gguf_super_blocks.h).
+// A scale that spans more than 32 columns is repeated. Records of K-quants become their
+// super-blocks (formats/gguf_super_blocks.h).
 #ifndef PTQ_FORMATS_GGUF_BLOCKS_H_
 #define PTQ_FORMATS_GGUF_BLOCKS_H_
 

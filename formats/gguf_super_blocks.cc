@@ -151,9 +151,9 @@ void Decode(KQuant type, const uint8_t* data, float* values) {
         for (int i = 0; i < 32; ++i) {
           const uint8_t sub = data[2 * part + i / 16];
           const int code = data[16 + part / 4 * 32 + i] >> (part % 4 * 2) & 3;
-          values[32 * part + i] = HalfAt(data + 80) * static_cast<float>(sub & 15) *
-                                      static_cast<float>(code) -
-                                  HalfAt(data + 82) * static_cast<float>(sub >> 4);
+          values[32 * part + i] =
+              HalfAt(data + 80) * static_cast<float>(sub & 15) * static_cast<float>(code) -
+              HalfAt(data + 82) * static_cast<float>(sub >> 4);
         }
       }
       break;
@@ -165,8 +165,8 @@ void Decode(KQuant type, const uint8_t* data, float* values) {
           const int sub = low | (data[104 + group % 4] >> (group / 4 * 2) & 3) << 4;
           const int code = data[32 + part / 4 * 32 + i] >> (part % 4 * 2) & 3;
           const int offset = (data[i] >> part & 1) != 0 ? 0 : 4;
-          values[32 * part + i] = HalfAt(data + 108) * static_cast<float>(sub - 32) *
-                                  static_cast<float>(code - offset);
+          values[32 * part + i] =
+              HalfAt(data + 108) * static_cast<float>(sub - 32) * static_cast<float>(code - offset);
         }
       }
       break;
@@ -201,8 +201,8 @@ void Decode(KQuant type, const uint8_t* data, float* values) {
                                first >> 4 | (high >> 4 & 3) << 4, second >> 4 | (high >> 6) << 4};
           for (int part = 0; part < 4; ++part) {
             const auto sub = static_cast<int8_t>(data[192 + 8 * half + 2 * part + i / 16]);
-            values[128 * half + 32 * part + i] = HalfAt(data + 208) * static_cast<float>(sub) *
-                                                 static_cast<float>(codes[part] - 32);
+            values[128 * half + 32 * part + i] =
+                HalfAt(data + 208) * static_cast<float>(sub) * static_cast<float>(codes[part] - 32);
           }
         }
       }
@@ -281,8 +281,8 @@ absl::Status CheckSuperBlocks(const std::string& module, const AffineQuantizedTe
     }
   });
   if (difference < 0) return absl::OkStatus();
-  return wrong(absl::StrCat("another value at [", difference / columns, ", ", difference % columns,
-                            "]"));
+  return wrong(
+      absl::StrCat("another value at [", difference / columns, ", ", difference % columns, "]"));
 }
 
 }  // namespace ptq

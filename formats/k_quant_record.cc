@@ -16,7 +16,7 @@ namespace {
 // One tensor of a record.
 struct Field {
   const char* name;  // in the file
-  at::Tensor SuperBlockScales::* tensor;
+  at::Tensor SuperBlockScales::*tensor;
   int64_t columns;  // that share a value
   at::ScalarType dtype;
 };
@@ -65,8 +65,8 @@ std::string KQuantMisfit(const PlannedModule& module, const AffineQuantizedTenso
   if (!InRange(record.int_data, scheme.quant_min(), scheme.quant_max())) {
     return "int_data has codes beyond the type's";
   }
-  if (traits.symmetric && (record.super_blocks.minimum.defined() ||
-                           record.super_blocks.sub_minimum.defined())) {
+  if (traits.symmetric &&
+      (record.super_blocks.minimum.defined() || record.super_blocks.sub_minimum.defined())) {
     return "a minimum in a symmetric type";
   }
   for (const Field& field : FieldsOf(scheme.k_quant)) {
@@ -87,8 +87,8 @@ std::vector<NamedTensor> KQuantTensors(const PlannedModule& module,
   std::vector<NamedTensor> tensors = {
       {TorchaoTensorName(module.module, "qdata"), record.int_data.cpu()}};
   for (const Field& field : FieldsOf(module.scheme.k_quant)) {
-    tensors.push_back({TorchaoTensorName(module.module, field.name),
-                       (record.super_blocks.*field.tensor).cpu()});
+    tensors.push_back(
+        {TorchaoTensorName(module.module, field.name), (record.super_blocks.*field.tensor).cpu()});
   }
   return tensors;
 }
@@ -108,10 +108,9 @@ absl::StatusOr<AffineQuantizedTensor> ReadKQuantRecord(const PlannedModule& modu
   PTQ_ASSIGN_OR_RETURN(record.int_data, read(TorchaoTensorName(module.module, "qdata"), at::kChar,
                                              {module.out_features, module.in_features}));
   for (const Field& field : FieldsOf(scheme.k_quant)) {
-    PTQ_ASSIGN_OR_RETURN(
-        record.super_blocks.*field.tensor,
-        read(TorchaoTensorName(module.module, field.name), field.dtype,
-             {module.out_features, module.in_features / field.columns}));
+    PTQ_ASSIGN_OR_RETURN(record.super_blocks.*field.tensor,
+                         read(TorchaoTensorName(module.module, field.name), field.dtype,
+                              {module.out_features, module.in_features / field.columns}));
   }
   record.block_size = {1, scheme.group_size};
   record.quant_min = scheme.quant_min();

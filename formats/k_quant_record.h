@@ -1,6 +1,7 @@
 // Records of K-quants as tensors of a job's files: int8 codes "<module>._weight_qdata" as others
-// have, float16 "_super_scale" and "_super_minimum" [N, K/256], int8 "_sub_scale" and "_sub_minimum"
-// [N, K/g]; no minima in symmetric types. Not a layout of torchao's: jobs alone keep and read it.
+// have, float16 "_super_scale" and "_super_minimum" [N, K/256], int8 "_sub_scale" and
+// "_sub_minimum" [N, K/g]; no minima in symmetric types. Not a layout of torchao's: jobs alone keep
+// and read it.
 #ifndef PTQ_FORMATS_K_QUANT_RECORD_H_
 #define PTQ_FORMATS_K_QUANT_RECORD_H_
 

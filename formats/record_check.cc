@@ -253,12 +253,12 @@ absl::Status RecordCheck::CheckKQuant(const RecordView& record) {
     const void* data;
   };
   const int64_t super_blocks = record.columns / kSuperBlock;
-  for (const Stored& stored : {Stored{"qdata", DType::kI8, record.columns, record.codes},
-                               Stored{"super_scale", DType::kF16, super_blocks, record.super_scale},
-                               Stored{"sub_scale", DType::kI8, groups, record.sub_scale},
-                               Stored{"super_minimum", DType::kF16, super_blocks,
-                                      record.super_minimum},
-                               Stored{"sub_minimum", DType::kI8, groups, record.sub_minimum}}) {
+  for (const Stored& stored :
+       {Stored{"qdata", DType::kI8, record.columns, record.codes},
+        Stored{"super_scale", DType::kF16, super_blocks, record.super_scale},
+        Stored{"sub_scale", DType::kI8, groups, record.sub_scale},
+        Stored{"super_minimum", DType::kF16, super_blocks, record.super_minimum},
+        Stored{"sub_minimum", DType::kI8, groups, record.sub_minimum}}) {
     if (stored.data == nullptr) continue;
     PTQ_ASSIGN_OR_RETURN(const TensorInfo info,
                          Find(prefix + stored.name, stored.dtype, {record.rows, stored.columns}));

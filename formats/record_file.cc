@@ -132,8 +132,8 @@ class RecordFile {
     const auto description = ParseTorchaoTensor(text->second);
     if (!description.ok()) return Damaged(name, Message(description.status()));
     if (description->tensor_class != TorchaoClassOf(module.scheme) ||
-        description->k_quant != module.scheme.k_quant ||
-        description->bits != module.scheme.bits || description->block_size != BlockSize(module)) {
+        description->k_quant != module.scheme.k_quant || description->bits != module.scheme.bits ||
+        description->block_size != BlockSize(module)) {
       return Damaged(name, "quantized by another scheme than planned");
     }
     return absl::OkStatus();

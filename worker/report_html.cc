@@ -535,13 +535,12 @@ std::string ModuleTable(const Json& report) {
   std::string rows;
   for (const Json& block : Array(report, "blocks")) {
     for (const Json& module : Array(block, "modules")) {
-      rows +=
-          Row({Escape(Text(module, {"name"})), WidthOf(module),
-               Escape(Text(module, {"group_size"})),
-               Text(module, {"symmetric"}) == "false" ? "yes" : "no",
-               Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
-               Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
-               Escape(Text(module, {"fallback_reason"}))});
+      rows += Row(
+          {Escape(Text(module, {"name"})), WidthOf(module), Escape(Text(module, {"group_size"})),
+           Text(module, {"symmetric"}) == "false" ? "yes" : "no",
+           Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
+           Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
+           Escape(Text(module, {"fallback_reason"}))});
     }
   }
   if (rows.empty()) return "";

@@ -9,8 +9,9 @@ namespace {
 at::Tensor DequantizeKQuant(const AffineQuantizedTensor& tensor, at::ScalarType dtype) {
   const GroupValues groups = GroupValuesOf(tensor.super_blocks);
   const int64_t rows = tensor.int_data.size(0);
-  at::Tensor values = tensor.int_data.to(at::kFloat).contiguous().view(
-      {rows, groups.scale.size(1), tensor.block_size[1]});
+  at::Tensor values = tensor.int_data.to(at::kFloat)
+                          .contiguous()
+                          .view({rows, groups.scale.size(1), tensor.block_size[1]});
   if (groups.minimum.defined()) values.add_(static_cast<double>(-tensor.quant_min));
   values.mul_(groups.scale.unsqueeze(2));
   if (groups.minimum.defined()) values.sub_(groups.minimum.unsqueeze(2));

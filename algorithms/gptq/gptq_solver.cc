@@ -161,8 +161,8 @@ GridByGroup ByGroup(const GroupValues& grid, const QuantizationScheme& scheme) {
   const auto by_group = [](const at::Tensor& values) { return values.t().contiguous(); };
   GridByGroup result;
   result.scale = by_group(grid.scale);
-  result.inverse = at::where(result.scale == 0, at::zeros_like(result.scale),
-                             at::reciprocal(result.scale));
+  result.inverse =
+      at::where(result.scale == 0, at::zeros_like(result.scale), at::reciprocal(result.scale));
   // Of symmetric types exact: a power of two times the scale.
   result.minimum = grid.minimum.defined() ? by_group(grid.minimum)
                                           : result.scale * static_cast<double>(-scheme.quant_min());
@@ -270,13 +270,13 @@ absl::StatusOr<std::optional<at::Tensor>> SolveGptq(
   if (on_device) columns_per_tile = std::min<int64_t>(columns_per_tile, GptqTileState::kMaxColumns);
   const GroupScales scales = ScalesByGroup(qparams, scheme, weight.size(0));
   const at::Tensor failed = at::zeros({1}, weight.options().dtype(at::kInt));
-  PTQ_ASSIGN_OR_RETURN(
-      auto codes,
-      SolveByTiles(weight, scheme, factor, columns_per_tile, cancel, [&](const Tile& tile) {
-        if (!on_device) return SolveTileOnHost(tile, scales, scheme);
-        SolveTileOnDevice(tile, scales, scheme, failed);
-        return true;
-      }));
+  PTQ_ASSIGN_OR_RETURN(auto codes, SolveByTiles(weight, scheme, factor, columns_per_tile, cancel,
+                                                [&](const Tile& tile) {
+                                                  if (!on_device)
+                                                    return SolveTileOnHost(tile, scales, scheme);
+                                                  SolveTileOnDevice(tile, scales, scheme, failed);
+                                                  return true;
+                                                }));
   // Waits for the device once.
   if (on_device && failed.item<int>() != 0) codes.reset();
   return codes;
@@ -288,9 +288,8 @@ absl::StatusOr<std::optional<at::Tensor>> SolveGptqOnGrid(
   const c10::NoGradGuard no_grad;
   at::NoTF32Guard no_tf32;
   const GridByGroup by_group = ByGroup(grid, scheme);
-  return SolveByTiles(
-      weight, scheme, factor, columns_per_tile, cancel,
-      [&](const Tile& tile) { return SolveTileOnGrid(tile, by_group, scheme); });
+  return SolveByTiles(weight, scheme, factor, columns_per_tile, cancel,
+                      [&](const Tile& tile) { return SolveTileOnGrid(tile, by_group, scheme); });
 }
 
 }  // namespace ptq

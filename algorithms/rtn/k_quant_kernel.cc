@@ -168,7 +168,8 @@ class SuperBlockSearch {
   SuperBlockSearch(KQuant type, const float* weights, const float* importance)
       : traits_(TraitsOf(type)) {
     const auto half = static_cast<float>(1 << (traits_.bits - 1));
-    const Codes codes = traits_.symmetric ? Codes{-half, half - 1.0f} : Codes{0.0f, 2 * half - 1.0f};
+    const Codes codes =
+        traits_.symmetric ? Codes{-half, half - 1.0f} : Codes{0.0f, 2 * half - 1.0f};
     for (int g = 0; g < kGroups; ++g) {
       groups_[g] = {weights + g * kGroup, importance + g * kGroup, codes, traits_.symmetric};
       groups_[g].Prepare();
@@ -208,8 +209,9 @@ class SuperBlockSearch {
   };
 
   int Limited(float value) const {
-    return static_cast<int>(RoundSmallHalfEven(Clamp(value, static_cast<float>(traits_.lowest_scale),
-                                                     static_cast<float>(traits_.highest_scale))));
+    return static_cast<int>(
+        RoundSmallHalfEven(Clamp(value, static_cast<float>(traits_.lowest_scale),
+                                 static_cast<float>(traits_.highest_scale))));
   }
   static Line LineOf(const State& state, int sub_scale, int sub_minimum) {
     return {state.scale * static_cast<float>(sub_scale),
@@ -225,8 +227,8 @@ class SuperBlockSearch {
       minimum = std::max(minimum, line.minimum);
     }
     State state;
-    const auto outermost = static_cast<float>(traits_.symmetric ? traits_.lowest_scale
-                                                                : traits_.highest_scale);
+    const auto outermost =
+        static_cast<float>(traits_.symmetric ? traits_.lowest_scale : traits_.highest_scale);
     state.scale = RoundToHalf(extreme * start / outermost);
     state.minimum = RoundToHalf(minimum * start / outermost);
     for (int g = 0; g < kGroups; ++g) {
@@ -303,8 +305,7 @@ class SuperBlockSearch {
     std::memset(result, 0, sizeof(*result));
     result->scale = best_.scale;
     result->minimum = best_.minimum;
-    const float offset =
-        traits_.symmetric ? 0.0f : static_cast<float>(1 << (traits_.bits - 1));
+    const float offset = traits_.symmetric ? 0.0f : static_cast<float>(1 << (traits_.bits - 1));
     for (int g = 0; g < kGroups; ++g) {
       const Group<kGroup>& group = groups_[g];
       result->sub_scale[g] = static_cast<int8_t>(best_.sub_scale[g]);
@@ -312,8 +313,8 @@ class SuperBlockSearch {
       const Line line = LineOf(best_, best_.sub_scale[g], best_.sub_minimum[g]);
       const float inverse = Inverse(line.scale);
       for (int i = 0; i < kGroup; ++i) {
-        result->codes[g * kGroup + i] = static_cast<int8_t>(
-            CodeOf(group.weights[i], line, inverse, group.codes) - offset);
+        result->codes[g * kGroup + i] =
+            static_cast<int8_t>(CodeOf(group.weights[i], line, inverse, group.codes) - offset);
       }
     }
   }

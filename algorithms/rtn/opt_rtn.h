@@ -12,8 +12,8 @@
 
 namespace ptq {
 
-// One weight [N, K]: scales by SearchScales, codes by rounding to them; of a K-quant QuantizeKQuant.
-// kCancelled; may throw c10::Error.
+// One weight [N, K]: scales by SearchScales, codes by rounding to them; of a K-quant
+// QuantizeKQuant. kCancelled; may throw c10::Error.
 absl::StatusOr<AffineQuantizedTensor> QuantizeOptRtn(const at::Tensor& weight,
                                                      const at::Tensor& importance,
                                                      at::ScalarType stored_dtype,

@@ -30,8 +30,8 @@ absl::StatusOr<QParams> SearchScales(const at::Tensor& weight, const at::Tensor&
                                      const QuantizationScheme& scheme,
                                      const CancellationToken& cancel);
 
-// `importance` [K] / mean + 1e-4 as float32 on the CPU, where the sum is the same for weights on any
-// device; all 1 where its mean is not positive.
+// `importance` [K] / mean + 1e-4 as float32 on the CPU, where the sum is the same for weights on
+// any device; all 1 where its mean is not positive.
 at::Tensor NormalizeImportance(const at::Tensor& importance, const at::Tensor& weight);
 
 }  // namespace ptq

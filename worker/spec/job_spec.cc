@@ -174,9 +174,8 @@ absl::StatusOr<JobSpec> NamedSpec(const JobSpec& spec) {
 absl::Status CheckNamed(const JobSpec& spec) {
   if (!IsNamed(spec)) return absl::OkStatus();
   PTQ_ASSIGN_OR_RETURN(const JobSpec preset, NamedSpec(spec));
-  const std::string name = spec.preset.empty()
-                               ? absl::StrCat("scheme ", KQuantName(spec.scheme))
-                               : absl::StrCat("preset ", spec.preset);
+  const std::string name = spec.preset.empty() ? absl::StrCat("scheme ", KQuantName(spec.scheme))
+                                               : absl::StrCat("preset ", spec.preset);
   const auto refuse = [&name](const char* field, const auto& value, const auto& own) {
     return absl::InvalidArgumentError(
         absl::StrCat(field, ": ", value, " stands against ", name, ", which sets ", own,

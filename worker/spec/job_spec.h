@@ -120,8 +120,8 @@ absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text);
 
 // Ranges and combinations that need no model: bits 2..8, group_size -1, 0 or positive, sizes
 // positive, torchao's rule with rtn only, auto-round's options with auto-round only, no
-// fisher_tokens with recipe paper, no K-quant by auto-round, calibration present unless rtn, rule syntax and RE2 patterns.
-// kInvalidArgument: "bits: 9 is not in 2..8".
+// fisher_tokens with recipe paper, no K-quant by auto-round, calibration present unless rtn, rule
+// syntax and RE2 patterns. kInvalidArgument: "bits: 9 is not in 2..8".
 absl::Status ValidateJobSpec(const JobSpec& spec);
 
 }  // namespace ptq

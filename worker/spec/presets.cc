@@ -46,10 +46,12 @@ const std::vector<Preset>& Presets() {
        KQuantScheme(KQuant::kQ3_K)},
       {"Q4_K_S", "llama.cpp's mix for GGUF: Q4_K, with Q5_K in the first blocks",
        KQuantScheme(KQuant::kQ4_K)},
-      {"Q4_K_M", "llama.cpp's mix for GGUF: Q4_K, with Q6_K for v and the MLPs' last layers in "
+      {"Q4_K_M",
+       "llama.cpp's mix for GGUF: Q4_K, with Q6_K for v and the MLPs' last layers in "
        "half of the blocks",
        KQuantScheme(KQuant::kQ4_K)},
-      {"Q5_K_M", "llama.cpp's mix for GGUF: Q5_K, with Q6_K for v and the MLPs' last layers in "
+      {"Q5_K_M",
+       "llama.cpp's mix for GGUF: Q5_K, with Q6_K for v and the MLPs' last layers in "
        "half of the blocks",
        KQuantScheme(KQuant::kQ5_K)},
       {"Q6_K", "llama.cpp's Q6_K for GGUF", KQuantScheme(KQuant::kQ6_K)},

@@ -230,7 +230,8 @@ absl::Status CheckSuperBlocks(const std::vector<EffectiveScheme>& layers) {
   SpellAll(misfits, block_count, &names, &patterns);
   return absl::InvalidArgumentError(absl::StrFormat(
       "scheme: %s has super-blocks of %d columns, which do not divide in_features %d of %s; give "
-      "these layers another scheme by a first --rule '%s:bits=5,group_size=32', or leave them alone "
+      "these layers another scheme by a first --rule '%s:bits=5,group_size=32', or leave them "
+      "alone "
       "by skip",
       KQuantName(first->scheme->k_quant), kSuperBlock, first->in_features,
       absl::StrJoin(names, ", "), absl::StrJoin(patterns, "|")));

@@ -16,8 +16,8 @@
 namespace ptq {
 
 // One parsed `--rule`. PATTERN is RE2, matched in full against the module's name; the text after
-// the last ':' is "skip", comma-separated bits=, group_size=, symmetric= (true or false), or scheme=
-// with the name of a K-quant.
+// the last ':' is "skip", comma-separated bits=, group_size=, symmetric= (true or false), or
+// scheme= with the name of a K-quant.
 struct SchemeRule {
   std::string pattern;
   bool skip = false;
@@ -41,11 +41,11 @@ struct EffectiveScheme {
 
 // One entry for every linear layer inside the decoder blocks of `table`, in its order; the first
 // rule that matches wins, those of the preset after all others. Where a preset alone asks for a
-// K-quant and super-blocks do not divide the layer's in_features, the layer gets what llama.cpp falls
-// back to. kInvalidArgument: a rule that matches no module; a group size, or another K-quant's
-// super-blocks, that do not divide in_features, listing the layers, and the rule that would leave
-// them alone.
-// kFailedPrecondition: a layer that one of the asked-for formats can't hold, and a format that can.
+// K-quant and super-blocks do not divide the layer's in_features, the layer gets what llama.cpp
+// falls back to. kInvalidArgument: a rule that matches no module; a group size, or another
+// K-quant's super-blocks, that do not divide in_features, listing the layers, and the rule that
+// would leave them alone. kFailedPrecondition: a layer that one of the asked-for formats can't
+// hold, and a format that can.
 absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
                                                             const std::vector<TableTensor>& table);
 

@@ -74,9 +74,9 @@ TEST_P(KQuantTest, ValuesAreThoseOfTheFormula) {
           scales.scale[n][k / 256].item<float>() * scales.sub_scale[n][group].item<float>();
       float expected = unit * code;
       if (!traits().symmetric) {
-        expected = unit * (code + static_cast<float>(1 << (traits().bits - 1))) -
-                   scales.minimum[n][k / 256].item<float>() *
-                       scales.sub_minimum[n][group].item<float>();
+        expected =
+            unit * (code + static_cast<float>(1 << (traits().bits - 1))) -
+            scales.minimum[n][k / 256].item<float>() * scales.sub_minimum[n][group].item<float>();
       }
       ASSERT_EQ(values[n][k].item<float>(), expected) << n << ", " << k;
     }

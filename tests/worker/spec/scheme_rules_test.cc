@@ -279,9 +279,9 @@ std::string TypesOf(const std::vector<EffectiveScheme>& layers, const std::strin
   std::string types;
   for (const EffectiveScheme& layer : layers) {
     if (!layer.module.ends_with(end)) continue;
-    types += layer.scheme->k_quant == KQuant::kNone ? std::to_string(layer.scheme->bits) + "-bit "
-                                                    : KQuantName(layer.scheme->k_quant)[1] +
-                                                          std::string(" ");
+    types += layer.scheme->k_quant == KQuant::kNone
+                 ? std::to_string(layer.scheme->bits) + "-bit "
+                 : KQuantName(layer.scheme->k_quant)[1] + std::string(" ");
   }
   return types;
 }
@@ -351,7 +351,8 @@ TEST(KQuantMixTest, FallsBackWhereSuperBlocksDoNotFit) {
 }
 
 TEST(KQuantSchemeTest, RulesAndRefusals) {
-  JobSpec spec = SpecWith({".*v_proj:scheme=q6_k", ".*o_proj:bits=8,group_size=32", ".*k_proj:skip"});
+  JobSpec spec =
+      SpecWith({".*v_proj:scheme=q6_k", ".*o_proj:bits=8,group_size=32", ".*k_proj:skip"});
   ASSERT_THAT(UseScheme("q3_K", &spec), IsOk());
   spec.format = {"gguf", "dequantized"};
   PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(spec, TableOfSuperBlocks()));
