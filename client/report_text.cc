@@ -301,6 +301,9 @@ std::string CapabilitiesDetails(const v1::ServerCapabilities& capabilities) {
   rows.push_back({"Model types:", absl::StrJoin(capabilities.model_types(), ", ")});
   rows.push_back({"Output formats:", absl::StrJoin(capabilities.output_formats(), ", ")});
   rows.push_back({"Bits:", absl::StrJoin(bits, ", ")});
+  if (capabilities.k_quants_size() > 0) {
+    rows.push_back({"K-quants:", absl::StrJoin(capabilities.k_quants(), ", ")});
+  }
   rows.push_back({"Jobs at once:", std::to_string(capabilities.max_concurrent_jobs())});
   rows.push_back({"Model roots:", capabilities.model_roots().empty()
                                       ? "none (--server-path is refused)"

@@ -19,6 +19,7 @@ CapabilitiesServiceImpl::CapabilitiesServiceImpl(const std::vector<std::string>&
     entry.set_name(preset.name);
     entry.set_description(preset.description);
   }
+  for (const char* name : kKQuantNames) capabilities_.add_k_quants(name);
   for (const std::string& type : SupportedModelTypes()) capabilities_.add_model_types(type);
   for (const char* name : kOutputFormatNames) capabilities_.add_output_formats(name);
   for (int bits = 2; bits <= 8; ++bits) capabilities_.add_bits(bits);
