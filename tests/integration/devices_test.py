@@ -42,7 +42,7 @@ def reports(tmp_path_factory):
     """{(family, algorithm, device): report.json, or what the worker said}: several jobs at a time."""
     root = tmp_path_factory.mktemp("devices")
     generator = torch.Generator().manual_seed(7)
-    for name, samples in (("calibration", 32), ("evaluation", 8)):
+    for name, samples in (("calibration", 32), ("evaluation", 128)):
         ids = torch.randint(random_models.VOCABULARY, (samples, LENGTH), generator=generator)
         save_file({"input_ids": ids}, root / f"{name}.safetensors")
     for family in FAMILIES:
@@ -75,7 +75,7 @@ def test_cuda_does_what_the_cpu_does(family, algorithm, reports, capsys):
     perplexities = [report["evaluation"]["baseline"]["perplexity"] for report in (cpu, cuda)]
     with capsys.disabled():
         print(f"\n{family}, {algorithm}: mean KLD {divergences[0]:.5f} and {divergences[1]:.5f}; perplexity before "
-              f"{perplexities[0]:.4f} and {perplexities[1]:.4f}; {cuda.get('tuning', {}).get('path', '')}", end="")
+              f"{perplexities[0]:.4f} and {perplexities[1]:.4f}; {(cuda['tuning'] or {}).get('paths', '')}", end="")
     assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-3)
     # Codes that a device rounds the other way change the rest: of GPTQ's row, of a tuning's path.
-    assert divergences[1] == pytest.approx(divergences[0], rel=0.01 if algorithm == "rtn" else 0.15)
+    assert divergences[1] == pytest.approx(divergences[0], rel={"rtn": 1e-3, "gptq": 0.02}.get(algorithm, 0.06))
