@@ -177,7 +177,7 @@ TEST(KQuantsTest, WhatDoesNotFitAndWhoAsksToStop) {
   CancellationToken cancel;
   cancel.Cancel();
   EXPECT_THAT(QuantizeKQuant(Random({4, 256}, 1), {}, at::kFloat, KQuant::kQ4_K, cancel),
-              StatusIs(absl::StatusCode::kCancelled));
+              StatusIs(absl::StatusCode::kCancelled, HasSubstr("stop")));
 }
 
 }  // namespace
