@@ -1,8 +1,8 @@
 """Mixtures of experts and latent attention: logits against transformers in float32, and whole jobs.
 
 Models are random and tiny, with every option of their families. Each logits case prints the largest absolute
-difference; the bound is 1e-4. Jobs run ptq-worker: algorithms on every family (matrix_test.py has all), what becomes of an expert that
-calibration never reaches, and token counts against transformers' routers.
+difference; the bound is 1e-4. Jobs run ptq-worker: algorithms on every family (matrix_test.py has all of them), what
+becomes of an expert that calibration never reaches, and token counts against transformers' routers.
 """
 import json
 import os
