@@ -53,12 +53,13 @@ std::vector<std::string> PlainHead(const ExportPlan& plan) {
   for (const PlannedModule& module : plan.modules) {
     if (module.place == ModulePlace::kHead) return {};
   }
-  ModelConfig untied = plan.source.config;
-  untied.tie_word_embeddings = false;
-  for (const TableTensor& tensor : BuildTensorTable(untied)) {
-    if (tensor.part == TensorPart::kHead) return {tensor.module};
+  std::vector<std::string> names = {"lm_head"};
+  for (const TableTensor& tensor : BuildTensorTable(plan.source.config)) {
+    if (tensor.part == TensorPart::kHead && tensor.module != names[0]) {
+      names.push_back(tensor.module);
+    }
   }
-  return {};
+  return names;
 }
 
 // A folder of the format: reads a block's records when they are asked for.
