@@ -91,7 +91,8 @@ absl::Status ForPiecesOfRows(
   return absl::OkStatus();
 }
 
-AffineQuantizedTensor RecordRows(const AffineQuantizedTensor& record, int64_t begin, int64_t count) {
+AffineQuantizedTensor RecordRows(const AffineQuantizedTensor& record, int64_t begin,
+                                 int64_t count) {
   AffineQuantizedTensor rows = record;
   rows.int_data = record.int_data.narrow(0, begin, count);
   rows.scale = record.scale.narrow(0, begin, count);
@@ -113,8 +114,8 @@ absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& requ
           PTQ_RETURN_IF_ERROR(request.cancel.Check());
           PTQ_ASSIGN_OR_RETURN(const at::Tensor weight, request.read(begin, count));
           if (!at::isfinite(weight).all().item<bool>()) {
-            return absl::InvalidArgumentError(
-                absl::StrCat("rows ", begin, " to ", begin + count, " hold NaN or infinite values"));
+            return absl::InvalidArgumentError(absl::StrCat("rows ", begin, " to ", begin + count,
+                                                           " hold NaN or infinite values"));
           }
           PTQ_ASSIGN_OR_RETURN(const AffineQuantizedTensor piece, quantizer.Quantize(weight));
           if (begin == 0) Allocate(piece, request.rows, &result.weight);

@@ -219,8 +219,8 @@ std::string ReportSummary(const Json& report) {
 }
 
 std::string ReportDetails(const Json& report) {
-  return ReportSummary(report) + TuningLines(report) + BlockTable(report) +
-         OutsideTable(report) + WorstLayerTable(report) + LoaderTable(report) + TimeLine(report) + Warnings(report);
+  return ReportSummary(report) + TuningLines(report) + BlockTable(report) + OutsideTable(report) +
+         WorstLayerTable(report) + LoaderTable(report) + TimeLine(report) + Warnings(report);
 }
 
 namespace {

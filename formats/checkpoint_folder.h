@@ -41,7 +41,8 @@ class CheckpointFolder {
   using StoredNames = std::function<std::vector<std::string>(const PlannedModule&)>;
 
   // kInvalidArgument if a planned module is neither a linear layer of the model's blocks nor its
-  // embedding or head, or of another shape; kNotFound if the source lacks it. `metadata` goes into every shard.
+  // embedding or head, or of another shape; kNotFound if the source lacks it. `metadata` goes into
+  // every shard.
   static absl::StatusOr<CheckpointFolder> Create(ExportPlan plan, std::string folder,
                                                  std::map<std::string, std::string> metadata,
                                                  StoredNames stored_names);

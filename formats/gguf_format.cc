@@ -107,7 +107,8 @@ absl::StatusOr<Layout> LayOut(const ExportPlan& plan) {
     planned[module.module + ".weight"] = &module;
     PTQ_ASSIGN_OR_RETURN(const GgufType type, GgufTypeOf(module));
     // The file's type is that of its layers.
-    if (module.place == ModulePlace::kBlock) weights[type] += module.out_features * module.in_features;
+    if (module.place == ModulePlace::kBlock)
+      weights[type] += module.out_features * module.in_features;
   }
   Layout layout;
   std::map<std::string, size_t> by_name;
@@ -147,8 +148,7 @@ class Source {
 
   // The record of `part`, contiguous on the CPU.
   absl::StatusOr<const AffineQuantizedTensor*> Record(const Part& part) {
-    const int64_t block =
-        BlockOf(part.tensor, checkpoint_.plan().source.config.num_hidden_layers);
+    const int64_t block = BlockOf(part.tensor, checkpoint_.plan().source.config.num_hidden_layers);
     if (block != block_) {
       records_.clear();
       PTQ_ASSIGN_OR_RETURN(auto modules, checkpoint_.ReadBlock(block));

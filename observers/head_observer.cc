@@ -48,8 +48,8 @@ absl::StatusOr<LinearStatistics> ObserveHead(const LanguageModelHead& head,
     const int64_t every = hessian ? 1 : std::max<int64_t>(1, tokens / kImportanceTokens);
     for (int64_t begin = 0; begin < hidden.size(0); begin += every * micro_batch) {
       const int64_t count = std::min(micro_batch, hidden.size(0) - begin);
-      observer.Record(0, head.Normalize(ToDevice(hidden.narrow(0, begin, count),
-                                                 head.head_weight.device())));
+      observer.Record(
+          0, head.Normalize(ToDevice(hidden.narrow(0, begin, count), head.head_weight.device())));
     }
     return std::move(observer.Finish().front());
   });
@@ -59,8 +59,7 @@ absl::StatusOr<at::Tensor> HeadErrorInputs(const LanguageModelHead& head,
                                            const at::Tensor& hidden) {
   return CatchTorchErrors("language-model head", [&]() -> absl::StatusOr<at::Tensor> {
     const at::NoGradGuard no_grad;
-    return head.Normalize(ToDevice(SpreadSamples(hidden), head.head_weight.device()))
-        .flatten(0, 1);
+    return head.Normalize(ToDevice(SpreadSamples(hidden), head.head_weight.device())).flatten(0, 1);
   });
 }
 

@@ -19,7 +19,7 @@
 namespace ptq {
 
 struct EvaluationRequest {
-  BlockLoader& loader;        // of the original model
+  BlockLoader& loader;  // of the original model
   // Models that the quantized one has its embedding and its head of; nullptr: the original.
   const DecoderModel* quantized_embedding = nullptr;
   const DecoderModel* quantized_head = nullptr;

@@ -67,10 +67,9 @@ ExportPlan JobPlan::MakeExportPlan() const {
   const DType original = FromScalarType(stored_dtype);
   for (const EffectiveScheme& scheme : schemes) {
     if (scheme.scheme) {
-      plan.modules.push_back({scheme.module, scheme.out_features, scheme.in_features,
-                              *scheme.scheme, original,
-                              ScaleDTypeOf(scheme.scheme->scale_rule, original), scheme.transposed,
-                              scheme.place});
+      plan.modules.push_back(
+          {scheme.module, scheme.out_features, scheme.in_features, *scheme.scheme, original,
+           ScaleDTypeOf(scheme.scheme->scale_rule, original), scheme.transposed, scheme.place});
     } else {
       plan.skipped.push_back(scheme.module);
     }

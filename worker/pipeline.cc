@@ -270,10 +270,9 @@ absl::Status Pipeline::TakeLessMemory(int64_t index, const absl::Status& status)
   PTQ_RETURN_IF_ERROR(writing_->Wait());
   halvings_ = index == failed_ ? halvings_ + 1 : 1;
   failed_ = index;
-  const std::string what =
-      index == kFisherPass            ? "The Fisher pass"
-      : index == model_->block_count() ? "The head"
-                                       : absl::StrFormat("Block %d", index);
+  const std::string what = index == kFisherPass             ? "The Fisher pass"
+                           : index == model_->block_count() ? "The head"
+                                                            : absl::StrFormat("Block %d", index);
   const std::optional<MicroBatches> halves = Halved(memory_.micro_batches);
   if (halvings_ > kMostHalvings || (!halves && memory_.chains_on_host)) {
     return OutOfDeviceMemory(what);
@@ -469,8 +468,8 @@ absl::Status Pipeline::QuantizeBlocks() {
         continue;
       }
     }
-    const absl::Status quantized = CatchTorchErrors(
-        name, [&] { return head ? QuantizeHead() : QuantizeOneBlock(index); });
+    const absl::Status quantized =
+        CatchTorchErrors(name, [&] { return head ? QuantizeHead() : QuantizeOneBlock(index); });
     ReleaseFreeHeap();
     if (quantized.ok()) continue;
     // The block's chains are of no use any more: as a resumed run does, all go through the finished
@@ -594,8 +593,8 @@ absl::Status Pipeline::QuantizeEmbedding() {
   const auto row_bytes =
       planned.in_features * static_cast<int64_t>(c10::elementSize(plan_.stored_dtype));
   const auto read = [&](int64_t begin, int64_t count) -> absl::StatusOr<at::Tensor> {
-    at::Tensor rows = at::empty({count, planned.in_features},
-                                at::TensorOptions().dtype(plan_.stored_dtype));
+    at::Tensor rows =
+        at::empty({count, planned.in_features}, at::TensorOptions().dtype(plan_.stored_dtype));
     PTQ_RETURN_IF_ERROR(
         reader_->ReadBytes(name, begin * row_bytes, count * row_bytes, rows.data_ptr()));
     return rows.to(plan_.compute.device);
@@ -629,9 +628,9 @@ absl::Status Pipeline::QuantizeHead() {
   LinearStatistics statistics;
   if (method.statistics != InputStatistics::kNone) {
     events_.Phase("observe", 0);
-    PTQ_ASSIGN_OR_RETURN(
-        statistics, ObserveHead(head, planned.module, observer_->inputs().quantized,
-                                memory_.micro_batches.forward, method.statistics));
+    PTQ_ASSIGN_OR_RETURN(statistics,
+                         ObserveHead(head, planned.module, observer_->inputs().quantized,
+                                     memory_.micro_batches.forward, method.statistics));
     PTQ_RETURN_IF_ERROR(SynchronizeCuda());
   }
   result.observe_seconds = stopwatch.Lap() + std::exchange(advance_seconds_, 0);
@@ -645,20 +644,19 @@ absl::Status Pipeline::QuantizeHead() {
   if (statistics.tokens > 0) module.tokens = statistics.tokens;
   PTQ_ASSIGN_OR_RETURN(
       QuantizedLinear quantized,
-      QuantizeVocabulary({.module = planned.module,
-                          .rows = planned.out_features,
-                          .columns = planned.in_features,
-                          .read = [&](int64_t begin, int64_t count) -> absl::StatusOr<at::Tensor> {
-                            return head.head_weight.narrow(0, begin, count);
-                          },
-                          .scheme = *planned.scheme,
-                          .stored_dtype = plan_.stored_dtype,
-                          .method = method.method,
-                          .statistics = std::move(statistics),
-                          .cancel = cancel_,
-                          .progress = [this](double fraction) {
-                            events_.Phase("quantize", fraction);
-                          }}));
+      QuantizeVocabulary(
+          {.module = planned.module,
+           .rows = planned.out_features,
+           .columns = planned.in_features,
+           .read = [&](int64_t begin, int64_t count) -> absl::StatusOr<at::Tensor> {
+             return head.head_weight.narrow(0, begin, count);
+           },
+           .scheme = *planned.scheme,
+           .stored_dtype = plan_.stored_dtype,
+           .method = method.method,
+           .statistics = std::move(statistics),
+           .cancel = cancel_,
+           .progress = [this](double fraction) { events_.Phase("quantize", fraction); }}));
   module.fallback_reason =
       quantized.fallback_reason.empty() ? method.reason : quantized.fallback_reason;
   result.quantize_seconds = stopwatch.Lap();

@@ -90,9 +90,7 @@ class Pipeline {
   absl::Status MeasureHead(const LanguageModelHead& head, const QuantizedLinear& quantized,
                            ModuleResult* result) const;
   // Blocks, and the head if it is quantized.
-  int64_t part_count() const {
-    return model_->block_count() + (head_scheme_ != nullptr ? 1 : 0);
-  }
+  int64_t part_count() const { return model_->block_count() + (head_scheme_ != nullptr ? 1 : 0); }
   // The model as it is read with the embedding and head that are quantized; nullptr: it is model_.
   const DecoderModel* WithQuantizedEmbedding() const;
   const DecoderModel* WithQuantizedHead() const;

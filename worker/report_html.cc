@@ -526,13 +526,13 @@ std::string Experts(const Json& report) {
 std::string ModuleRows(const Json& modules) {
   std::string rows;
   for (const Json& module : modules) {
-    rows += Row({Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
-                 Escape(Text(module, {"group_size"})),
-                 Text(module, {"symmetric"}) == "false" ? "yes" : "no",
-                 Figure(Number(module, {"output_mse"})),
-                 Percent(Number(module, {"relative_error"})),
-                 Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
-                 Escape(Text(module, {"fallback_reason"}))});
+    rows +=
+        Row({Escape(Text(module, {"name"})), Figure(Number(module, {"bits"})),
+             Escape(Text(module, {"group_size"})),
+             Text(module, {"symmetric"}) == "false" ? "yes" : "no",
+             Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
+             Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
+             Escape(Text(module, {"fallback_reason"}))});
   }
   return rows;
 }
@@ -693,8 +693,8 @@ std::string RenderHtmlReport(const Json& report) {
          "</style></head>\n<body><main>\n<h1>" + Escape(model) + "</h1>\n<p class=\"note\">" +
          subtitle + "</p>\n" + SummaryCards(report) + Warnings(report) + Evaluation(report) +
          KldHistogram(report) + Tuning(report) + LossCurves(report) + ErrorAgainstRtn(report) +
-         BitsMap(report) + OutsideOfBlocks(report) + Experts(report) + ModuleTable(report) + Loaders(report) +
-         Resources(report) + Provenance(report) + "</main></body></html>\n";
+         BitsMap(report) + OutsideOfBlocks(report) + Experts(report) + ModuleTable(report) +
+         Loaders(report) + Resources(report) + Provenance(report) + "</main></body></html>\n";
 }
 
 }  // namespace ptq

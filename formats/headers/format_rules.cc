@@ -75,8 +75,7 @@ absl::Status CheckOneGroupSize(const std::string& format,
 // What formats can't hold outside of blocks, whatever its scheme; as measured with transformers
 // 5.23, torchao 0.18, compressed-tensors 0.20, auto-round 0.16 (tests/interop/vocabulary_test.py).
 absl::Status CheckPlace(const std::string& format, const PlannedModule& module) {
-  const bool renamed =
-      module.place == ModulePlace::kHead && module.module != kTransformersHead;
+  const bool renamed = module.place == ModulePlace::kHead && module.module != kTransformersHead;
   if (module.place == ModulePlace::kBlock || format == "gguf" || format == "dequantized" ||
       (format == "affine" && !renamed)) {
     return absl::OkStatus();

@@ -1,4 +1,5 @@
-// Pieces of rows against the whole weight at once, and each method against what it must not lose to.
+// Pieces of rows against the whole weight at once, and each method against what it must not lose
+// to.
 #include "algorithms/vocabulary_quantizer.h"
 
 #include <ATen/ATen.h>
@@ -100,8 +101,8 @@ TEST_F(VocabularyQuantizerTest, OptRtnInPiecesIsOptRtn) {
 
 TEST_F(VocabularyQuantizerTest, GptqCarriesErrorsOver) {
   weight_ = weight_.narrow(0, 0, 300).contiguous();
-  const at::Tensor inputs = at::randn({2000, 16}).matmul(at::randn({16, kColumns})) +
-                            0.1 * at::randn({2000, kColumns});
+  const at::Tensor inputs =
+      at::randn({2000, 16}).matmul(at::randn({16, kColumns})) + 0.1 * at::randn({2000, kColumns});
   LinearStatistics statistics;
   statistics.hessian = inputs.t().matmul(inputs);
   statistics.importance = statistics.hessian.diagonal().clone();

@@ -25,8 +25,8 @@ class MemoryCheckpoint final : public QuantizedCheckpoint {
       const int64_t block = module.place == ModulePlace::kHead
                                 ? plan_.source.config.num_hidden_layers
                                 : kEmbeddingBlock;
-      outside_[block] = {{module.module, RandomRecord(module.scheme, module.out_features,
-                                                      module.in_features)}};
+      outside_[block] = {
+          {module.module, RandomRecord(module.scheme, module.out_features, module.in_features)}};
     }
   }
   const ExportPlan& plan() const override { return plan_; }

@@ -271,11 +271,16 @@ TEST_F(RecordFolderTest, EmbeddingAndHeadHaveRecordsLikeABlock) {
   WriteSource(/*tied=*/false);
   const QuantizationScheme scheme = {.bits = 8, .group_size = 32};
   ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
-  const PlannedModule embedding = {.module = "model.embed_tokens", .out_features = 50,
-                                   .in_features = 64, .scheme = scheme,
+  const PlannedModule embedding = {.module = "model.embed_tokens",
+                                   .out_features = 50,
+                                   .in_features = 64,
+                                   .scheme = scheme,
                                    .place = ModulePlace::kEmbedding};
-  const PlannedModule head = {.module = "lm_head", .out_features = 50, .in_features = 64,
-                              .scheme = scheme, .place = ModulePlace::kHead};
+  const PlannedModule head = {.module = "lm_head",
+                              .out_features = 50,
+                              .in_features = 64,
+                              .scheme = scheme,
+                              .place = ModulePlace::kHead};
   plan.modules.insert(plan.modules.begin(), embedding);
   plan.modules.push_back(head);
   PTQ_ASSERT_OK_AND_ASSIGN(const auto shards, Shards(plan));

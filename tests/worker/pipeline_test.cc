@@ -236,8 +236,8 @@ TEST_P(HeadAndEmbeddingTest, AStoppedJobGivesTheSameBytesAndTheReportSaysHow) {
   const at::Tensor original = Weight("model", "model.embed_tokens.weight");
   const at::Tensor expected = Dequantize(
       QuantizeRtn(original.to(at::kBFloat16), at::kBFloat16, {2, 32, true}), at::kBFloat16);
-  EXPECT_TRUE(Weight("whole/dequantized", "model.embed_tokens.weight")
-                  .equal(expected.to(at::kFloat)));
+  EXPECT_TRUE(
+      Weight("whole/dequantized", "model.embed_tokens.weight").equal(expected.to(at::kFloat)));
   const at::Tensor head_weight = Weight("whole/dequantized", "lm_head.weight");
   EXPECT_FALSE(head_weight.equal(Weight("model", "lm_head.weight")));
   EXPECT_EQ(rtn, head_weight.equal(
@@ -247,16 +247,16 @@ TEST_P(HeadAndEmbeddingTest, AStoppedJobGivesTheSameBytesAndTheReportSaysHow) {
                          .to(at::kFloat)));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Algorithms, HeadAndEmbeddingTest,
-    ::testing::Values(HeadCase{Algorithm::kRtn, ""}, HeadCase{Algorithm::kOptRtn, ""},
-                      HeadCase{Algorithm::kGptq, ""},
-                      HeadCase{Algorithm::kAutoRound, "head: opt-rtn"}),
-    [](const auto& test) {
-      std::string name = AlgorithmName(test.param.algorithm);
-      std::replace(name.begin(), name.end(), '-', '_');
-      return name;
-    });
+INSTANTIATE_TEST_SUITE_P(Algorithms, HeadAndEmbeddingTest,
+                         ::testing::Values(HeadCase{Algorithm::kRtn, ""},
+                                           HeadCase{Algorithm::kOptRtn, ""},
+                                           HeadCase{Algorithm::kGptq, ""},
+                                           HeadCase{Algorithm::kAutoRound, "head: opt-rtn"}),
+                         [](const auto& test) {
+                           std::string name = AlgorithmName(test.param.algorithm);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 TEST_F(PipelineMemoryTest, OtherShortagesAreNotTheDevices) {
   EXPECT_THAT(Run("disk", {{0, Fault::kOutOfHostMemory}}),

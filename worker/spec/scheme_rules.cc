@@ -207,8 +207,8 @@ absl::Status CheckGroupSizes(const std::vector<EffectiveScheme>& layers) {
                       absl::StrJoin(complaints, "; "), absl::StrJoin(patterns, "|")));
 }
 
-// Whether `rule`, which matches the embedding or head `module`, means it, and not whatever there is:
-// with another last part the name would not match.
+// Whether `rule`, which matches the embedding or head `module`, means it, and not whatever there
+// is: with another last part the name would not match.
 bool Names(const SchemeRule& rule, const std::string& module) {
   const size_t dot = module.rfind('.');
   const std::string other =
@@ -354,8 +354,9 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
       // Nothing to leave alone.
       if (rules[i].skip) continue;
       return BadRule(spec.rule[i],
-                     head + " is the embedding in this model (tie_word_embeddings): leave the rule "
-                            "out, or name the embedding, which gguf and dequantized can hold");
+                     head +
+                         " is the embedding in this model (tie_word_embeddings): leave the rule "
+                         "out, or name the embedding, which gguf and dequantized can hold");
     }
     return BadRule(spec.rule[i],
                    "matches no linear layer of the model; a pattern must match a whole name such "

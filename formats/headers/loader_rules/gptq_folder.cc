@@ -234,10 +234,9 @@ bool NamesOutside(LoadedFolder& folder, const std::vector<Override>& overrides,
                   const std::string& module) {
   if (!IsOutsideOfBlocks(module)) return true;
   if (folder.method == "gptq") return ConfigBool(folder, folder.quantization, "lm_head", false);
-  return folder.method == "auto-round" && std::any_of(overrides.begin(), overrides.end(),
-                                                      [&module](const Override& override) {
-                                                        return Applies(override, module);
-                                                      });
+  return folder.method == "auto-round" &&
+         std::any_of(overrides.begin(), overrides.end(),
+                     [&module](const Override& override) { return Applies(override, module); });
 }
 
 }  // namespace

@@ -154,8 +154,8 @@ TEST(ResolveSchemesTest, HeadAndEmbeddingAreQuantizedWhereARuleNamesThem) {
 
 TEST(ResolveSchemesTest, PatternsForWhateverThereIsLeaveHeadAndEmbeddingAlone) {
   for (const char* pattern : {".*", "model\\..*", ".*_.*", "\\S+", "(model|lm).*|.*"}) {
-    PTQ_ASSERT_OK_AND_ASSIGN(
-        const auto layers, ResolveSchemes(SpecWith({std::string(pattern) + ":bits=8"}), Table()));
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto layers,
+                             ResolveSchemes(SpecWith({std::string(pattern) + ":bits=8"}), Table()));
     EXPECT_EQ(layers.size(), 14u) << pattern;
   }
   PTQ_ASSERT_OK_AND_ASSIGN(
