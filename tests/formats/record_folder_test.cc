@@ -261,8 +261,11 @@ TEST_F(RecordFolderTest, RecordsThatDoNotFitThePlanAreRefused) {
               refused("zero_point_domain"));
   EXPECT_THAT(folder->WriteBlock(0, {good.begin(), good.end() - 1}, *reader_, cancel_),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("6 modules")));
+  EXPECT_THAT(folder->WriteBlock(3, good, *reader_, cancel_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("block 3")));
+  // That is the head, of which the plan has nothing.
   EXPECT_THAT(folder->WriteBlock(2, good, *reader_, cancel_),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("block 2")));
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("0 were planned")));
   PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
   EXPECT_TRUE(names.empty());
 }
