@@ -127,7 +127,8 @@ TEST_F(VocabularyQuantizerTest, RefusesWhatItCannotDo) {
   EXPECT_THAT(Quantize(RowMethod::kRtn, {}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("NaN")));
   cancel_.Cancel();
-  EXPECT_THAT(Quantize(RowMethod::kRtn, {}), StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_THAT(Quantize(RowMethod::kRtn, {}),
+              StatusIs(absl::StatusCode::kCancelled, HasSubstr("stop")));
 }
 
 TEST_F(VocabularyQuantizerTest, RowsOfARecordDecodeLikeTheWhole) {

@@ -201,7 +201,8 @@ class HeadAndEmbeddingTest : public PipelineMemoryTest,
 
 TEST_P(HeadAndEmbeddingTest, AStoppedJobGivesTheSameBytesAndTheReportSaysHow) {
   PTQ_ASSERT_OK_AND_ASSIGN(const std::string digest, Run("whole", {}));
-  EXPECT_THAT(Run("stopped", {{1, Fault::kCancelled}}), StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_THAT(Run("stopped", {{1, Fault::kCancelled}}),
+              StatusIs(absl::StatusCode::kCancelled, HasSubstr("stop")));
   PTQ_ASSERT_OK_AND_ASSIGN(const std::string resumed, Run("stopped", {}));
   EXPECT_EQ(resumed, digest);
   const Json report = Report("stopped");
