@@ -104,7 +104,7 @@ absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& requ
   return CatchTorchErrors(request.module, [&]() -> absl::StatusOr<QuantizedLinear> {
     const c10::NoGradGuard no_grad;
     if (request.scheme.group_size == QuantizationScheme::kPerTensor) {
-      return absl::InvalidArgumentError("one scale for all rows");
+      return absl::InvalidArgumentError(request.module + ": one scale for all rows");
     }
     RowQuantizer quantizer(request);
     PTQ_RETURN_IF_ERROR(quantizer.Prepare());
@@ -114,7 +114,8 @@ absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& requ
           PTQ_RETURN_IF_ERROR(request.cancel.Check());
           PTQ_ASSIGN_OR_RETURN(const at::Tensor weight, request.read(begin, count));
           if (!at::isfinite(weight).all().item<bool>()) {
-            return absl::InvalidArgumentError(absl::StrCat("rows ", begin, " to ", begin + count,
+            return absl::InvalidArgumentError(absl::StrCat(request.module, ": rows ", begin, " to ",
+                                                           begin + count,
                                                            " hold NaN or infinite values"));
           }
           PTQ_ASSIGN_OR_RETURN(const AffineQuantizedTensor piece, quantizer.Quantize(weight));
