@@ -84,6 +84,24 @@ std::string BlockTable(const Json& report) {
   return "\nBlocks\n" + FormatTable(rows);
 }
 
+// What is quantized beside the blocks, and how where not by the job's algorithm.
+std::string OutsideTable(const Json& report) {
+  const Json* modules = Find(report, {"outside_of_blocks"});
+  if (modules == nullptr || !modules->is_array() || modules->empty()) return "";
+  std::vector<std::vector<std::string>> rows = {
+      {"LAYER", "BITS", "GROUP", "RELATIVE ERROR", "REMARK"}};
+  for (const Json& module : *modules) {
+    const auto bits = Number(module, {"bits"});
+    const auto group = Number(module, {"group_size"});
+    const auto error = Number(module, {"relative_error"});
+    rows.push_back({Text(module, "name"), bits ? absl::StrFormat("%.0f", *bits) : "-",
+                    group ? absl::StrFormat("%.0f", *group) : "-",
+                    error ? absl::StrFormat("%.3f %%", 100 * *error) : "-",
+                    Text(module, "fallback_reason")});
+  }
+  return "\nOutside of the blocks\n" + FormatTable(rows);
+}
+
 std::string WorstLayerTable(const Json& report) {
   const Json* blocks = Find(report, {"blocks"});
   if (blocks == nullptr || !blocks->is_array()) return "";
@@ -205,7 +223,7 @@ std::string ReportSummary(const Json& report) {
 }
 
 std::string ReportDetails(const Json& report) {
-  return ReportSummary(report) + TuningLines(report) + BlockTable(report) +
+  return ReportSummary(report) + TuningLines(report) + BlockTable(report) + OutsideTable(report) +
          WorstLayerTable(report) + LoaderTable(report) + TimeLine(report) + Warnings(report);
 }
 

@@ -1,6 +1,8 @@
 // The affine format: torchao's safetensors layout, which transformers loads.
+#include <algorithm>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -168,7 +170,12 @@ std::map<std::string, std::string> AffineMetadata(const ExportPlan& plan) {
 }
 
 FolderConfig AffineConfig(const ExportPlan& plan) {
-  return {.quantization = TorchaoQuantizationConfig(plan.default_scheme, plan.skipped),
+  std::vector<std::string> skipped = PlainHead(plan);
+  skipped.insert(skipped.end(), plan.skipped.begin(), plan.skipped.end());
+  const bool embedding = std::any_of(
+      plan.modules.begin(), plan.modules.end(),
+      [](const PlannedModule& module) { return module.place == ModulePlace::kEmbedding; });
+  return {.quantization = TorchaoQuantizationConfig(plan.default_scheme, skipped, embedding),
           .dtype = std::nullopt,
           .files = {}};
 }

@@ -1,4 +1,5 @@
 // The auto-round format: AutoRound's quantization_config over the tensors of GPTQ or AWQ.
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -71,7 +72,10 @@ class AutoRoundFormat final : public SafetensorsFormat {
     }
     for (const PlannedModule& module : plan.modules) {
       const Json own = SchemeJson(module.scheme);
-      if (own != SchemeJson(common)) extra[module.module] = own;
+      // What is outside of block_name_to_quantize must be named.
+      if (own != SchemeJson(common) || module.place != ModulePlace::kBlock) {
+        extra[module.module] = own;
+      }
     }
     if (!extra.empty()) config["extra_config"] = std::move(extra);
     // In another dtype loaders would round the scales again.
@@ -162,8 +166,11 @@ class AutoRoundFormat final : public SafetensorsFormat {
  private:
   // "model.layers": what the names of all blocks begin with.
   static std::string BlocksOf(const ExportPlan& plan) {
-    if (plan.modules.empty()) return "";
-    const std::string& module = plan.modules.front().module;
+    const auto in_block = std::find_if(
+        plan.modules.begin(), plan.modules.end(),
+        [](const PlannedModule& module) { return module.place == ModulePlace::kBlock; });
+    if (in_block == plan.modules.end()) return "";
+    const std::string& module = in_block->module;
     size_t digit = module.find_first_of("0123456789");
     while (digit != std::string::npos && (digit == 0 || module[digit - 1] != '.')) {
       digit = module.find_first_of("0123456789", digit + 1);

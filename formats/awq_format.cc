@@ -24,7 +24,7 @@ class AwqFormat final : public SafetensorsFormat {
   }
 
   FolderConfig ConfigFor(const ExportPlan& plan) const override {
-    Json plain = Json::array({"lm_head"});
+    Json plain = PlainHead(plan);
     for (const std::string& module : PlainLinears(plan)) plain.push_back(module);
     const int64_t group = CommonScheme(plan.modules).group_size;
     Json config = {

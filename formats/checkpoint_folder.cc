@@ -22,8 +22,7 @@ constexpr char kIndexName[] = "model.safetensors.index.json";
 
 // The shard of a table row: embedding 0, blocks 1..L, and L+1 for what comes after them.
 size_t ShardOf(const TableTensor& tensor, int64_t blocks) {
-  if (tensor.block >= 0) return static_cast<size_t>(tensor.block) + 1;
-  return tensor.role == TensorRole::kEmbedding ? 0 : static_cast<size_t>(blocks) + 1;
+  return static_cast<size_t>(BlockOf(tensor, blocks) + 1);
 }
 
 // Files in which other programs repeat a quantization_config.
@@ -41,9 +40,10 @@ const char* ConfigName(DType dtype) {
 }
 
 absl::Status CheckPlanned(const PlannedModule& module, const TableTensor* weight) {
-  if (weight == nullptr || weight->role != TensorRole::kLinearWeight || weight->block < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("module ", module.module, " is no linear layer of a decoder block"));
+  if (weight == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "module ", module.module,
+        " is neither a linear layer of a decoder block nor the model's embedding or head"));
   }
   const std::vector<int64_t> shape = {module.out_features, module.in_features};
   const int64_t group = module.scheme.group_size;
@@ -64,12 +64,12 @@ absl::StatusOr<CheckpointFolder> CheckpointFolder::Create(
   const std::vector<TableTensor> table = BuildTensorTable(config);
   std::map<std::string, const TableTensor*> weights;  // by module
   for (const TableTensor& tensor : table) {
-    if (tensor.role == TensorRole::kLinearWeight) weights[tensor.module] = &tensor;
+    if (PlaceOf(tensor, config.tie_word_embeddings)) weights[tensor.module] = &tensor;
   }
 
   CheckpointFolder result;
   result.shards_.resize(static_cast<size_t>(config.num_hidden_layers) + 2);
-  result.modules_.resize(static_cast<size_t>(config.num_hidden_layers));
+  result.modules_.resize(result.shards_.size());
   std::set<std::string> quantized;
   for (const PlannedModule& module : plan.modules) {
     const auto weight = weights.find(module.module);
@@ -77,10 +77,10 @@ absl::StatusOr<CheckpointFolder> CheckpointFolder::Create(
     if (!quantized.insert(module.module + ".weight").second) {
       return absl::InvalidArgumentError(absl::StrCat("module ", module.module, " planned twice"));
     }
-    const size_t block = static_cast<size_t>(weight->second->block);
-    result.modules_[block].push_back(module);
+    const size_t shard = ShardOf(*weight->second, config.num_hidden_layers);
+    result.modules_[shard].push_back(module);
     for (std::string& name : stored_names(module)) {
-      result.shards_[block + 1].stored.push_back(std::move(name));
+      result.shards_[shard].stored.push_back(std::move(name));
     }
   }
   for (const TableTensor& tensor : table) {
@@ -106,7 +106,7 @@ std::string CheckpointFolder::ShardPath(int64_t index) const {
 
 absl::StatusOr<std::vector<QuantizedModule>> CheckpointFolder::ValidModules(
     int64_t block, const std::vector<QuantizedModule>& modules) const {
-  if (block < 0 || block >= block_count()) {
+  if (block < kEmbeddingBlock || block > block_count()) {
     return absl::InvalidArgumentError(absl::StrCat("there is no block ", block));
   }
   std::map<std::string, const QuantizedModule*> given;
@@ -163,11 +163,14 @@ absl::StatusOr<std::string> CheckpointFolder::WriteShard(
   return WriteSafetensors(ShardPath(index), std::move(tensors), metadata_, check);
 }
 
-absl::StatusOr<std::array<std::string, 2>> CheckpointFolder::WriteOuterShards(
+absl::StatusOr<std::vector<std::pair<std::string, std::string>>> CheckpointFolder::WriteOuterShards(
     const CheckpointReader& reader, const CancellationToken& cancel) const {
-  std::array<std::string, 2> digests;
-  PTQ_ASSIGN_OR_RETURN(digests[0], WriteShard(0, {}, reader, {}, cancel));
-  PTQ_ASSIGN_OR_RETURN(digests[1], WriteShard(shard_count() - 1, {}, reader, {}, cancel));
+  std::vector<std::pair<std::string, std::string>> digests;
+  for (const int64_t block : {kEmbeddingBlock, block_count()}) {
+    if (!modules(block).empty()) continue;
+    PTQ_ASSIGN_OR_RETURN(std::string digest, WriteShard(block + 1, {}, reader, {}, cancel));
+    digests.emplace_back(ShardName(block + 1), std::move(digest));
+  }
   return digests;
 }
 

@@ -8,7 +8,6 @@
 #ifndef PTQ_FORMATS_CHECKPOINT_FOLDER_H_
 #define PTQ_FORMATS_CHECKPOINT_FOLDER_H_
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -41,8 +40,9 @@ class CheckpointFolder {
   // Names of the tensors that stand for a quantized module's weight.
   using StoredNames = std::function<std::vector<std::string>(const PlannedModule&)>;
 
-  // kInvalidArgument if a planned module is no linear layer of the model's blocks, or of another
-  // shape; kNotFound if the source lacks it. `metadata` goes into every shard.
+  // kInvalidArgument if a planned module is neither a linear layer of the model's blocks nor its
+  // embedding or head, or of another shape; kNotFound if the source lacks it. `metadata` goes into
+  // every shard.
   static absl::StatusOr<CheckpointFolder> Create(ExportPlan plan, std::string folder,
                                                  std::map<std::string, std::string> metadata,
                                                  StoredNames stored_names);
@@ -53,9 +53,10 @@ class CheckpointFolder {
   const ExportPlan& plan() const { return plan_; }
   int64_t block_count() const { return plan_.source.config.num_hidden_layers; }
 
-  // The quantized modules of `block`, in the plan's order.
+  // The quantized modules of `block`, kEmbeddingBlock .. block_count(), in the plan's order: those
+  // of shard `block` + 1.
   const std::vector<PlannedModule>& modules(int64_t block) const {
-    return modules_[static_cast<size_t>(block)];
+    return modules_[static_cast<size_t>(block + 1)];
   }
   // `modules` are exactly the planned ones of `block`, and valid; kFailedPrecondition otherwise.
   // Returned in the plan's order, contiguous and on the CPU.
@@ -69,8 +70,9 @@ class CheckpointFolder {
       int64_t index, std::vector<LazyTensor> quantized, const CheckpointReader& reader,
       const std::function<absl::Status(RecordCheck&)>& check_quantized,
       const CancellationToken& cancel) const;
-  // Writes the first and the last shard, copied untouched, a piece in memory at a time.
-  absl::StatusOr<std::array<std::string, 2>> WriteOuterShards(
+  // Writes the first and the last shard, copied untouched, a piece in memory at a time; one with
+  // quantized modules is left to WriteShard. Their names and SHA-256.
+  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> WriteOuterShards(
       const CheckpointReader& reader, const CancellationToken& cancel) const;
 
   // All shards are written: the files around them, the index, and config.json last. kDataLoss if
@@ -92,7 +94,7 @@ class CheckpointFolder {
   std::string folder_;
   std::map<std::string, std::string> metadata_;
   std::vector<Shard> shards_;
-  std::vector<std::vector<PlannedModule>> modules_;  // by block
+  std::vector<std::vector<PlannedModule>> modules_;  // by shard
 };
 
 // The dtype that weights decode to: config.json's, or the embedding's where it names none.

@@ -209,12 +209,19 @@ class CompressedTensorsFormat final : public SafetensorsFormat {
       }
       group->modules.push_back(module.module);
     }
-    if (groups.size() == 1) groups[0].modules = {"Linear"};
+    if (groups.size() == 1) {
+      // vLLM's head is no Linear: it is found by its name alone.
+      std::vector<std::string> targets = {"Linear"};
+      for (const PlannedModule& module : plan.modules) {
+        if (module.place == ModulePlace::kHead) targets.push_back(module.module);
+      }
+      groups[0].modules = std::move(targets);
+    }
     Json config_groups = Json::object();
     for (size_t i = 0; i < groups.size(); ++i) {
       config_groups[absl::StrCat("group_", i)] = GroupJson(groups[i].modules, groups[i].weights);
     }
-    Json ignore = Json::array({"lm_head"});
+    Json ignore = PlainHead(plan);
     for (const std::string& module : PlainLinears(plan)) ignore.push_back(module);
     Json config = {{"quant_method", kName},
                    {"version", "0.15.0"},

@@ -4,10 +4,13 @@
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/tensor.h>
 
+#include <algorithm>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -103,7 +106,9 @@ absl::StatusOr<Layout> LayOut(const ExportPlan& plan) {
   for (const PlannedModule& module : plan.modules) {
     planned[module.module + ".weight"] = &module;
     PTQ_ASSIGN_OR_RETURN(const GgufType type, GgufTypeOf(module));
-    weights[type] += module.out_features * module.in_features;
+    // The file's type is that of its layers.
+    if (module.place == ModulePlace::kBlock)
+      weights[type] += module.out_features * module.in_features;
   }
   Layout layout;
   std::map<std::string, size_t> by_name;
@@ -143,15 +148,16 @@ class Source {
 
   // The record of `part`, contiguous on the CPU.
   absl::StatusOr<const AffineQuantizedTensor*> Record(const Part& part) {
-    if (part.tensor.block != block_) {
+    const int64_t block = BlockOf(part.tensor, checkpoint_.plan().source.config.num_hidden_layers);
+    if (block != block_) {
       records_.clear();
-      PTQ_ASSIGN_OR_RETURN(auto modules, checkpoint_.ReadBlock(part.tensor.block));
+      PTQ_ASSIGN_OR_RETURN(auto modules, checkpoint_.ReadBlock(block));
       for (QuantizedModule& module : modules) {
         AffineQuantizedTensor& record = module.weight;
         for (at::Tensor* tensor : TensorsOf(record)) *tensor = tensor->cpu().contiguous();
         records_[module.module] = std::move(record);
       }
-      block_ = part.tensor.block;
+      block_ = block;
     }
     const auto record = records_.find(part.module->module);
     if (record == records_.end()) {
@@ -191,7 +197,7 @@ class Source {
 
  private:
   const QuantizedCheckpoint& checkpoint_;
-  int64_t block_ = -1;
+  std::optional<int64_t> block_;  // whose records these are
   std::map<std::string, AffineQuantizedTensor> records_;
 };
 
@@ -203,12 +209,29 @@ std::vector<int64_t> RowsOf(const Part& part) {
   return rows;
 }
 
+// Calls `body` with the rows of a weight, some at a time: a whole vocabulary in the file's form
+// would be as large as its record.
+absl::Status ForRows(const Part& part,
+                     const std::function<absl::Status(const std::vector<int64_t>& rows)>& body) {
+  constexpr int64_t kElements = int64_t{1} << 26;
+  const std::vector<int64_t> rows = RowsOf(part);
+  const auto count = static_cast<int64_t>(rows.size());
+  const int64_t step = std::max<int64_t>(1, kElements / part.tensor.shape[1]);
+  for (int64_t begin = 0; begin < count; begin += step) {
+    const auto first = rows.begin() + begin;
+    PTQ_RETURN_IF_ERROR(body({first, first + std::min(step, count - begin)}));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status WritePart(const Part& part, GgufType type, Source& source, const GgufSink& sink) {
   if (part.module != nullptr) {
     PTQ_ASSIGN_OR_RETURN(const AffineQuantizedTensor* record, source.Record(part));
-    PTQ_ASSIGN_OR_RETURN(const std::string data,
-                         EncodeGgufRows(part.module->module, *record, type, RowsOf(part)));
-    return sink(data.data(), data.size());
+    return ForRows(part, [&](const std::vector<int64_t>& rows) -> absl::Status {
+      PTQ_ASSIGN_OR_RETURN(const std::string data,
+                           EncodeGgufRows(part.module->module, *record, type, rows));
+      return sink(data.data(), data.size());
+    });
   }
   return source.ReadPlain(part, type, sink);
 }
@@ -220,9 +243,14 @@ absl::Status CheckPart(const Part& part, const GgufFile& file, const GgufTensorI
   std::string data;
   if (part.module != nullptr) {
     PTQ_ASSIGN_OR_RETURN(const AffineQuantizedTensor* record, source.Record(part));
-    data.resize(static_cast<size_t>(bytes));
-    PTQ_RETURN_IF_ERROR(file.Read(info, offset, bytes, data.data()));
-    return CheckGgufRows(part.module->module, *record, info.type, RowsOf(part), data);
+    const int64_t row_bytes = bytes / part.tensor.shape[0];
+    return ForRows(part, [&](const std::vector<int64_t>& rows) -> absl::Status {
+      data.resize(rows.size() * static_cast<size_t>(row_bytes));
+      const auto size = static_cast<int64_t>(data.size());
+      PTQ_RETURN_IF_ERROR(file.Read(info, offset, size, data.data()));
+      offset += size;
+      return CheckGgufRows(part.module->module, *record, info.type, rows, data);
+    });
   }
   int64_t done = 0;
   PTQ_RETURN_IF_ERROR(source.ReadPlain(part, info.type, [&](const void* expected, size_t size) {

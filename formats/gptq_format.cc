@@ -58,7 +58,7 @@ class GptqFormat final : public SafetensorsFormat {
     config["quant_method"] = "gptq";
     config["checkpoint_format"] = "gptq";
     config["pack_dtype"] = "int32";
-    config["lm_head"] = false;
+    config["lm_head"] = PlainHead(plan).empty();
     config["true_sequential"] = true;
     config["static_groups"] = false;
     config["damp_percent"] = 0.01;  // loaders check its range, whatever made the weights

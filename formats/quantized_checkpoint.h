@@ -24,7 +24,7 @@ struct ExportPlan {
   QuantizationScheme default_scheme;   // what most modules have: of the job, or of the config
 };
 
-// One quantized linear of a block.
+// One quantized weight.
 struct QuantizedModule {
   std::string module;
   AffineQuantizedTensor weight;
@@ -39,7 +39,8 @@ class QuantizedCheckpoint {
   // Modules, schemes and config; the folder with config.json and the tokenizer's files is
   // plan().source.index.folder().
   virtual const ExportPlan& plan() const = 0;
-  // The records of decoder block `block` in the plan's order, on the CPU. kDataLoss if a file is
+  // The records of decoder block `block`, or of the embedding or the head where these are planned,
+  // in the plan's order, on the CPU. kDataLoss if a file is
   // damaged; kFailedPrecondition naming tensor and field if what it holds is no affine record.
   virtual absl::StatusOr<std::vector<QuantizedModule>> ReadBlock(int64_t block) const = 0;
   // Every tensor that is not quantized, by its name in the tensor table.

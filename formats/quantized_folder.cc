@@ -22,7 +22,7 @@ absl::Status CheckPlain(const TableTensor& expected, const CheckpointTensor* fou
     return absl::InvalidArgumentError(absl::StrCat(
         "tensor ", expected.name,
         expected.role == TensorRole::kHead
-            ? " is missing: a quantized head is not supported, only its original dtype"
+            ? " is missing, and so is a quantized head in its place"
             : " is missing from the checkpoint, and no quantized weight takes its place"));
   }
   const DType dtype = found->info.dtype;

@@ -21,8 +21,10 @@ absl::StatusOr<std::unique_ptr<RecordFolder>> RecordFolder::Create(ExportPlan pl
 }
 
 std::string RecordFolder::FileName(int64_t block) const {
-  return kind_ == Kind::kAffineShards ? shards_.ShardName(block + 1)
-                                      : absl::StrFormat("block-%05d.safetensors", block);
+  if (kind_ == Kind::kAffineShards) return shards_.ShardName(block + 1);
+  if (block == kEmbeddingBlock) return "embedding.safetensors";
+  if (block == shards_.block_count()) return "head.safetensors";
+  return absl::StrFormat("block-%05d.safetensors", block);
 }
 
 absl::StatusOr<std::string> RecordFolder::WriteBlock(int64_t block,
@@ -78,18 +80,15 @@ absl::StatusOr<std::string> RecordFolder::WriteRecords(
 }
 
 absl::StatusOr<std::vector<QuantizedModule>> RecordFolder::ReadBlock(int64_t block) const {
-  if (block < 0 || block >= shards_.block_count()) {
+  if (block < kEmbeddingBlock || block > shards_.block_count()) {
     return absl::InvalidArgumentError(absl::StrFormat("there is no block %d", block));
   }
   return ReadRecords(JoinPath(folder_, FileName(block)), shards_.modules(block));
 }
 
-absl::StatusOr<std::array<std::pair<std::string, std::string>, 2>> RecordFolder::WriteOuterShards(
+absl::StatusOr<std::vector<std::pair<std::string, std::string>>> RecordFolder::WriteOuterShards(
     const CheckpointReader& reader, const CancellationToken& cancel) const {
-  PTQ_ASSIGN_OR_RETURN(const auto digests, shards_.WriteOuterShards(reader, cancel));
-  return std::array<std::pair<std::string, std::string>, 2>{
-      {{shards_.ShardName(0), digests[0]},
-       {shards_.ShardName(shards_.shard_count() - 1), digests[1]}}};
+  return shards_.WriteOuterShards(reader, cancel);
 }
 
 absl::Status RecordFolder::Finalize() const { return shards_.Finalize(AffineConfig(plan())); }

@@ -2,7 +2,6 @@
 #ifndef PTQ_FORMATS_RECORD_FOLDER_H_
 #define PTQ_FORMATS_RECORD_FOLDER_H_
 
-#include <array>
 #include <memory>
 #include <string>
 #include <utility>
@@ -32,7 +31,8 @@ class RecordFolder {
                                                               Kind kind);
 
   const ExportPlan& plan() const { return shards_.plan(); }
-  // The file of decoder block `block`, within the folder.
+  // The file of decoder block `block`, or of kEmbeddingBlock or the head where these are quantized,
+  // within the folder.
   std::string FileName(int64_t block) const;
 
   // Writes the block's file; of shards, what is not quantized is read from `reader` and copied
@@ -46,9 +46,9 @@ class RecordFolder {
   // damaged.
   absl::StatusOr<std::vector<QuantizedModule>> ReadBlock(int64_t block) const;
 
-  // Of shards alone. The first and the last one, with their names and SHA-256; then, with all
-  // there, the files around them, index and config.json.
-  absl::StatusOr<std::array<std::pair<std::string, std::string>, 2>> WriteOuterShards(
+  // Of shards alone. The first and the last one, unless something in them is quantized, with their
+  // names and SHA-256; then, with all there, the files around them, index and config.json.
+  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> WriteOuterShards(
       const CheckpointReader& reader, const CancellationToken& cancel) const;
   absl::Status Finalize() const;
 

@@ -49,6 +49,19 @@ std::vector<std::string> PlainLinears(const ExportPlan& plan) {
   return plain;
 }
 
+std::vector<std::string> PlainHead(const ExportPlan& plan) {
+  for (const PlannedModule& module : plan.modules) {
+    if (module.place == ModulePlace::kHead) return {};
+  }
+  std::vector<std::string> names = {"lm_head"};
+  for (const TableTensor& tensor : BuildTensorTable(plan.source.config)) {
+    if (tensor.part == TensorPart::kHead && tensor.module != names[0]) {
+      names.push_back(tensor.module);
+    }
+  }
+  return names;
+}
+
 // A folder of the format: reads a block's records when they are asked for.
 class SafetensorsFormat::Opened final : public QuantizedCheckpoint {
  public:
@@ -74,9 +87,10 @@ absl::StatusOr<std::unique_ptr<QuantizedCheckpoint>> SafetensorsFormat::Opened::
   opened->reading_ = std::move(reading);
   const CheckpointInspection& model = opened->plan_.source;
   PTQ_ASSIGN_OR_RETURN(opened->reader_, SafetensorsCheckpointReader::Open(model.index));
-  opened->blocks_.resize(static_cast<size_t>(model.config.num_hidden_layers));
+  // With what is before and after the blocks.
+  opened->blocks_.resize(static_cast<size_t>(model.config.num_hidden_layers) + 2);
   for (const TableTensor& tensor : BuildTensorTable(model.config)) {
-    if (tensor.role != TensorRole::kLinearWeight || tensor.block < 0) continue;
+    if (!PlaceOf(tensor, model.config.tie_word_embeddings)) continue;
     PTQ_RETURN_IF_ERROR(CatchTorchErrors(tensor.module, [&] { return opened->AddModule(tensor); }));
   }
   opened->plan_.default_scheme = CommonScheme(opened->plan_.modules);
@@ -94,8 +108,9 @@ absl::StatusOr<std::unique_ptr<QuantizedCheckpoint>> SafetensorsFormat::Opened::
 
 absl::Status SafetensorsFormat::Opened::AddModule(const TableTensor& weight) {
   const CheckpointIndex& index = plan_.source.index;
+  const ModelConfig& model = plan_.source.config;
   if (index.Find(weight.name) != nullptr) {
-    plan_.skipped.push_back(weight.module);
+    if (weight.block >= 0) plan_.skipped.push_back(weight.module);
     return absl::OkStatus();
   }
   PTQ_ASSIGN_OR_RETURN(const auto scheme, reading_->SchemeOf(weight.module));
@@ -129,22 +144,23 @@ absl::Status SafetensorsFormat::Opened::AddModule(const TableTensor& weight) {
                                                       "; records hold F32, F16 and BF16"));
   }
   module.scale_dtype = reading_->ScaleDType(scale);
+  module.place = *PlaceOf(weight, model.tie_word_embeddings);
   if (!reading_->knows_symmetry()) {
     module.scheme.symmetric = false;
     PTQ_ASSIGN_OR_RETURN(module.scheme.symmetric, packing.HasMiddleZeros(module, *reader_));
   }
-  blocks_[static_cast<size_t>(weight.block)].push_back(module);
+  blocks_[static_cast<size_t>(BlockOf(weight, model.num_hidden_layers) + 1)].push_back(module);
   plan_.modules.push_back(std::move(module));
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<QuantizedModule>> SafetensorsFormat::Opened::ReadBlock(
     int64_t block) const {
-  if (block < 0 || block >= static_cast<int64_t>(blocks_.size())) {
+  if (block < kEmbeddingBlock || block + 1 >= static_cast<int64_t>(blocks_.size())) {
     return absl::InvalidArgumentError(absl::StrCat("there is no block ", block));
   }
   std::vector<QuantizedModule> records;
-  for (const PlannedModule& module : blocks_[static_cast<size_t>(block)]) {
+  for (const PlannedModule& module : blocks_[static_cast<size_t>(block + 1)]) {
     auto record = CatchTorchErrors(module.module, [&]() -> absl::StatusOr<AffineQuantizedTensor> {
       PTQ_ASSIGN_OR_RETURN(auto unpacked, reading_->packing().Unpack(module, *reader_));
       PTQ_RETURN_IF_ERROR(ValidateRecord(module, unpacked));
@@ -210,11 +226,13 @@ absl::Status SafetensorsFormat::Write(const QuantizedCheckpoint& checkpoint,
             cancel)
         .status();
   };
-  auto reading = read_block(0);
-  for (int64_t block = 0; block < out.block_count(); ++block) {
+  const int64_t first = out.modules(kEmbeddingBlock).empty() ? 0 : kEmbeddingBlock;
+  const int64_t end = out.block_count() + (out.modules(out.block_count()).empty() ? 0 : 1);
+  auto reading = read_block(first);
+  for (int64_t block = first; block < end; ++block) {
     PTQ_RETURN_IF_ERROR(cancel.Check());
     PTQ_ASSIGN_OR_RETURN(const auto records, reading.get());
-    if (block + 1 < out.block_count()) reading = read_block(block + 1);
+    if (block + 1 < end) reading = read_block(block + 1);
     PTQ_RETURN_IF_ERROR(
         CatchTorchErrors(name() + " output", [&] { return write_block(block, records); }));
   }

@@ -23,6 +23,9 @@ namespace ptq {
 QuantizationScheme CommonScheme(const std::vector<PlannedModule>& modules);
 // Linear layers inside blocks that are not quantized: what configs have to leave out.
 std::vector<std::string> PlainLinears(const ExportPlan& plan);
+// The head, tied or not, by the name that transformers gives it in every family and by the
+// checkpoint's, if that is another one: "lm_head", "embed_out". Empty if it is quantized.
+std::vector<std::string> PlainHead(const ExportPlan& plan);
 
 class SafetensorsFormat : public CheckpointFormat {
  public:

@@ -185,7 +185,7 @@ absl::StatusOr<TorchaoTensorDescription> ParseTorchaoTensor(const std::string& t
 }
 
 Json TorchaoQuantizationConfig(const QuantizationScheme& default_scheme,
-                               const std::vector<std::string>& skipped) {
+                               const std::vector<std::string>& skipped, bool embedding) {
   Json config;
   if (TorchaoClassOf(default_scheme) == TorchaoClass::kInt8) {
     config = Versioned("Int8WeightOnlyConfig", 2,
@@ -203,13 +203,11 @@ Json TorchaoQuantizationConfig(const QuantizationScheme& default_scheme,
          {"intx_packing_format", Tagged("IntxPackingFormat", "UNPACKED_TO_INT8")},
          {"intx_choose_qparams_algorithm", Tagged("IntxChooseQParamsAlgorithm", "AFFINE")}});
   }
-  Json modules = Json::array({"lm_head"});
-  for (const std::string& module : skipped) modules.push_back(module);
   Json result = Json::object();
   result["quant_method"] = "torchao";
   result["quant_type"] = Json::object({{"default", std::move(config)}});
-  result["modules_to_not_convert"] = std::move(modules);
-  result["include_input_output_embeddings"] = false;
+  result["modules_to_not_convert"] = skipped;
+  result["include_input_output_embeddings"] = embedding;
   result["untie_embedding_weights"] = false;
   return result;
 }

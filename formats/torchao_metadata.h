@@ -58,10 +58,10 @@ struct TorchaoTensorDescription {
 // kInvalidArgument for anything but a string that TorchaoMetadata makes for a quantized parameter.
 absl::StatusOr<TorchaoTensorDescription> ParseTorchaoTensor(const std::string& text);
 
-// config.json's "quantization_config". `skipped` names modules that keep their dtype; lm_head is
-// added.
+// config.json's "quantization_config". `skipped` names linear modules that keep their dtype, the
+// head too if it does; `embedding`: the tokens' embedding is quantized.
 Json TorchaoQuantizationConfig(const QuantizationScheme& default_scheme,
-                               const std::vector<std::string>& skipped);
+                               const std::vector<std::string>& skipped, bool embedding);
 
 // JSON as Python's json.dumps writes it: ", " and ": ", ASCII only.
 std::string DumpJsonLikePython(const Json& value);

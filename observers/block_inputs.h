@@ -14,7 +14,7 @@ namespace ptq {
 struct BlockInputs {
   // [S, T, D] compute dtype, on the device or in host memory; undefined: there is no such chain.
   at::Tensor full_precision;
-  at::Tensor quantized;   // the same; equal to full_precision before the first block
+  at::Tensor quantized;   // the same; equal to full_precision while nothing is quantized
   at::Tensor token_mask;  // [S, T] float32, device: 0 where the loss must not look
 };
 

@@ -20,10 +20,6 @@
 namespace ptq {
 namespace {
 
-// Importance says which columns count: more tokens than these hardly change it, and each costs a
-// forward pass.
-constexpr int64_t kImportanceTokens = 65536;
-
 // Runs the block over the samples for its statistics alone: Hessians of all, importance of evenly
 // spread micro-batches, and of the others too if a linear saw no token of those.
 std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at::Tensor& inputs,
@@ -113,11 +109,14 @@ absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
     return absl::InvalidArgumentError(
         absl::StrFormat("a micro-batch of %d samples: it must be at least 1", options.micro_batch));
   }
-  at::Tensor hidden;
-  if (!options.allocate) {
-    PTQ_ASSIGN_OR_RETURN(hidden, model.Embed(ids));
-  } else {
-    PTQ_ASSIGN_OR_RETURN(hidden, model.Embed(ids, options.allocate));
+  const auto embed = [&](const DecoderModel& from) {
+    return options.allocate ? from.Embed(ids, options.allocate) : from.Embed(ids);
+  };
+  PTQ_ASSIGN_OR_RETURN(const at::Tensor quantized,
+                       embed(options.quantized != nullptr ? *options.quantized : model));
+  at::Tensor full_precision = quantized;
+  if (options.full_precision && options.quantized != nullptr) {
+    PTQ_ASSIGN_OR_RETURN(full_precision, embed(model));
   }
   if (options.held_out < 0 || options.held_out >= ids.size(0)) {
     return absl::InvalidArgumentError(
@@ -130,8 +129,8 @@ absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
   return CatchTorchErrors(
       "block inputs", [&]() -> absl::StatusOr<std::unique_ptr<BlockInputObserver>> {
         std::unique_ptr<BlockInputObserver> observer(new BlockInputObserver(options));
-        if (options.full_precision) observer->full_precision_ = hidden;
-        observer->quantized_ = hidden;
+        if (options.full_precision) observer->full_precision_ = full_precision;
+        observer->quantized_ = quantized;
         observer->inputs_.token_mask =
             LastPositionMask(ids.size(0) - options.held_out, ids.size(1), model.options().device);
         observer->rotary_ = model.MakeRotaryTable(ids.size(1));

@@ -55,6 +55,10 @@ enum class InputStatistics {
   kHessian,  // importance too
 };
 
+// Importance says which columns count: more tokens than these hardly change it, and each costs a
+// forward pass.
+inline constexpr int64_t kImportanceTokens = 65536;
+
 struct BlockInputOptions {
   int64_t micro_batch = 8;  // samples a forward pass
   // The last so many samples go through all blocks too, but neither `ObservedBlock` nor `inputs()`
@@ -64,6 +68,9 @@ struct BlockInputOptions {
   // Whether there is a full-precision chain: targets, and errors of the other chain against it.
   // Only tuning looks at them, and the chain costs a pass through every block.
   bool full_precision = true;
+  // The model whose embedding the quantized chain begins with; nullptr: the same. Must outlive
+  // Create.
+  const DecoderModel* quantized = nullptr;
   // Makes the memory of a chain, uninitialized, in host memory (page-locked, or copies are slow).
   // Empty: chains lie on the model's device.
   std::function<at::Tensor(at::IntArrayRef shape, at::ScalarType dtype)> allocate;

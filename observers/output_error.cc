@@ -17,7 +17,12 @@ namespace {
 
 constexpr int64_t kErrorTokens = 4096;
 
-// [S', T, D] of [S, T, D].
+}  // namespace
+
+int64_t ErrorSamples(int64_t samples, int64_t length) {
+  return std::clamp<int64_t>(kErrorTokens / length, 1, samples);
+}
+
 at::Tensor SpreadSamples(const at::Tensor& inputs) {
   const int64_t samples = inputs.size(0);
   const int64_t count = ErrorSamples(samples, inputs.size(1));
@@ -25,18 +30,11 @@ at::Tensor SpreadSamples(const at::Tensor& inputs) {
   return inputs.index_select(0, indices.to(inputs.device()));
 }
 
-// Sum of squares of y [..., N], one float64 on the device. Norms of rows need no wide copy of y.
 at::Tensor SumOfSquares(const at::Tensor& y) {
   return at::linalg_vector_norm(y, 2, at::IntArrayRef{-1}, /*keepdim=*/false, at::kFloat)
       .to(at::kDouble)
       .square()
       .sum();
-}
-
-}  // namespace
-
-int64_t ErrorSamples(int64_t samples, int64_t length) {
-  return std::clamp<int64_t>(kErrorTokens / length, 1, samples);
 }
 
 absl::StatusOr<std::vector<OutputError>> MeasureOutputErrors(const ObservedBlock& observed,

@@ -19,6 +19,11 @@ namespace ptq {
 // tokens are closer still.
 int64_t ErrorSamples(int64_t samples, int64_t length);
 
+// Those samples, evenly spread: [S', T, D] of [S, T, D].
+at::Tensor SpreadSamples(const at::Tensor& inputs);
+// Sum of squares of y [..., N], one float64 on its device. Norms of rows need no wide copy of y.
+at::Tensor SumOfSquares(const at::Tensor& y);
+
 // Of one linear layer, X [n, K] being its inputs.
 struct OutputError {
   int64_t tokens = 0;       // n; 0: the block did not use the layer

@@ -55,6 +55,7 @@ class Evaluator {
   const int64_t micro_batch_;
   RotaryTable rotary_;
   LanguageModelHead head_;
+  LanguageModelHead quantized_head_;
   EvaluationResult result_;
 };
 
@@ -70,9 +71,15 @@ absl::Status Evaluator::Advance(const DecoderBlock& block, at::Tensor* hidden,
 
 absl::Status Evaluator::RunBlocks(int64_t begin, int64_t end, at::Tensor* original,
                                   at::Tensor* quantized) {
-  PTQ_ASSIGN_OR_RETURN(*quantized, model_.Embed(request_.windows.narrow(0, begin, end - begin)));
+  const at::Tensor windows = request_.windows.narrow(0, begin, end - begin);
+  const DecoderModel* other = request_.quantized_embedding;
+  PTQ_ASSIGN_OR_RETURN(*quantized, (other != nullptr ? *other : model_).Embed(windows));
   const bool run_original = !original->defined();
-  if (run_original) *original = quantized->clone();
+  if (run_original && other == nullptr) {
+    *original = quantized->clone();
+  } else if (run_original) {
+    PTQ_ASSIGN_OR_RETURN(*original, model_.Embed(windows));
+  }
   const int64_t blocks = model_.block_count();
   for (int64_t index = 0; index < blocks; ++index) {
     const bool last = index + 1 == blocks;
@@ -103,7 +110,7 @@ absl::Status Evaluator::Score(int64_t begin, const at::Tensor& original,
       PTQ_RETURN_IF_ERROR(request_.cancel.Check());
       const int64_t count = std::min(rows, length_ - 1 - from);
       result_.divergence.Add(head_.Logits(original[window].narrow(0, from, count)),
-                             head_.Logits(quantized[window].narrow(0, from, count)),
+                             quantized_head_.Logits(quantized[window].narrow(0, from, count)),
                              ids.narrow(0, from + 1, count).to(original.device()));
     }
   }
@@ -116,6 +123,10 @@ absl::StatusOr<EvaluationResult> Evaluator::Run() {
   result_.window_length = length_;
   rotary_ = model_.MakeRotaryTable(length_);
   PTQ_ASSIGN_OR_RETURN(head_, model_.LoadHead());
+  quantized_head_ = head_;
+  if (request_.quantized_head != nullptr) {
+    PTQ_ASSIGN_OR_RETURN(quantized_head_, request_.quantized_head->LoadHead());
+  }
   const ComputeOptions& options = model_.options();
   std::optional<at::Tensor> cached = request_.cache.Find(request_.cache_key);
   if (cached &&

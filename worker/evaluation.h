@@ -19,7 +19,10 @@
 namespace ptq {
 
 struct EvaluationRequest {
-  BlockLoader& loader;        // of the original model
+  BlockLoader& loader;  // of the original model
+  // Models that the quantized one has its embedding and its head of; nullptr: the original.
+  const DecoderModel* quantized_embedding = nullptr;
+  const DecoderModel* quantized_head = nullptr;
   const at::Tensor& windows;  // [S, T] int64, CPU; positions 1..T-1 of each are scored
   // The quantized weights of a block, by linear index, in the compute dtype on the device;
   // undefined: the block's own.

@@ -4,7 +4,8 @@
 // State lives in `.ptq-worker` inside the folder until the report is written:
 //   job.json           the job's identity (spec and input digests) and the environment of its
 //                      numbers
-//   block-00000.json   block 0 is finished: its shard's name and SHA-256, its part of the report
+//   block-00000.json   block 0 is finished: its shard's name and SHA-256, its part of the report;
+//                      a head that is quantized is the block behind the last one
 //   records/           the blocks' records, unless the affine format is asked for, whose shards
 //                      they are then
 //   memory.json        the micro-batches of the job, which a resumed run keeps
@@ -66,7 +67,7 @@ class JobFolder {
 
   // report.json of a run that finished, all its outputs verified by digest; else nothing.
   const std::optional<Json>& finished_report() const { return finished_report_; }
-  // Results of blocks 0..n-1, whose shards were verified by digest.
+  // Results of blocks 0..n-1 (and the head), whose shards were verified by digest.
   const std::vector<Json>& finished_blocks() const { return finished_blocks_; }
   // SHA-256 of their shards.
   const std::vector<std::string>& shard_digests() const { return shard_digests_; }

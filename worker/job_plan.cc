@@ -69,12 +69,20 @@ ExportPlan JobPlan::MakeExportPlan() const {
     if (scheme.scheme) {
       plan.modules.push_back(
           {scheme.module, scheme.out_features, scheme.in_features, *scheme.scheme, original,
-           ScaleDTypeOf(scheme.scheme->scale_rule, original), scheme.transposed});
+           ScaleDTypeOf(scheme.scheme->scale_rule, original), scheme.transposed, scheme.place});
     } else {
       plan.skipped.push_back(scheme.module);
     }
   }
   return plan;
+}
+
+const EffectiveScheme* JobPlan::OutsideOfBlocks(bool head) const {
+  for (const EffectiveScheme& scheme : schemes) {
+    if (scheme.place == ModulePlace::kBlock || !scheme.scheme) continue;
+    if (head == (scheme.place == ModulePlace::kHead)) return &scheme;
+  }
+  return nullptr;
 }
 
 std::string JobPlan::TuningPrecisionLabel() const {

@@ -21,7 +21,10 @@ namespace ptq {
 struct JobPlan {
   JobSpec spec;
   CheckpointInspection inspection;
-  std::vector<EffectiveScheme> schemes;  // of every linear layer, in the model's order
+  // Of every linear layer of the blocks, in the model's order, and of what rules name beside them.
+  std::vector<EffectiveScheme> schemes;
+  // That of the embedding or the head (ModulePlace); nullptr: it keeps its dtype.
+  const EffectiveScheme* OutsideOfBlocks(bool head) const;
   // The dtype of the linear weights in the checkpoint, one for all.
   at::ScalarType stored_dtype = at::kFloat;
   ComputeOptions compute;

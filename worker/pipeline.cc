@@ -14,6 +14,7 @@
 #include "algorithms/auto_round/auto_round.h"
 #include "algorithms/cuda/cuda_runtime.h"
 #include "algorithms/rtn/rtn.h"
+#include "algorithms/vocabulary_quantizer.h"
 #include "common/file.h"
 #include "common/logging.h"
 #include "common/seed.h"
@@ -22,6 +23,7 @@
 #include "common/status_util.h"
 #include "common/torch_status.h"
 #include "observers/fisher_observer.h"
+#include "observers/head_observer.h"
 #include "observers/output_error.h"
 #include "worker/device.h"
 #include "worker/engine_version.h"
@@ -78,7 +80,9 @@ int64_t BlocksInWriting(const JobPlan& plan) {
   constexpr int64_t kBytes = int64_t{1} << 30;
   int64_t codes = 0;
   for (const EffectiveScheme& module : plan.schemes) {
-    if (module.scheme) codes += module.out_features * module.in_features;
+    if (module.scheme && module.place == ModulePlace::kBlock) {
+      codes += module.out_features * module.in_features;
+    }
   }
   const int64_t block = std::max<int64_t>(1, codes / plan.inspection.config.num_hidden_layers);
   return std::clamp<int64_t>(kBytes / block, 2, 4);
@@ -155,7 +159,22 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
     evaluate_seconds_ = phase.Lap();
   }
 
-  const Json calibration = SummarizeCalibration(plan_.spec, folder_.finished_blocks(), &warnings_);
+  std::vector<Json> blocks = folder_.finished_blocks();
+  std::vector<Json> outside;
+  if (embedding_scheme_ != nullptr) {
+    ModuleResult embedding;
+    embedding.name = embedding_scheme_->module;
+    embedding.scheme = *embedding_scheme_->scheme;
+    embedding.fallback_reason = EmbeddingReason(plan_.spec);
+    outside.push_back(ModuleResultToJson(embedding));
+  }
+  Json head(nullptr);
+  if (head_scheme_ != nullptr) {
+    head = std::move(blocks.back());
+    blocks.pop_back();
+    for (const Json& module : head["modules"]) outside.push_back(module);
+  }
+  const Json calibration = SummarizeCalibration(plan_.spec, blocks, &warnings_);
   std::vector<WrittenFormat> written;
   for (const std::string& format : plan_.spec.format) {
     written.push_back({format, FormatFolder(folder_.path(), plan_.spec.format, format)});
@@ -164,7 +183,9 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   ReportInputs inputs{.plan = plan_,
                       .inputs = folder_.identity().inputs,
                       .environment = folder_.identity().environment,
-                      .blocks = folder_.finished_blocks(),
+                      .blocks = std::move(blocks),
+                      .outside_of_blocks = std::move(outside),
+                      .head = std::move(head),
                       .calibration = calibration,
                       .evaluation = std::move(evaluation),
                       .loaders = loaders,
@@ -195,6 +216,23 @@ absl::Status Pipeline::Load() {
   loader_ = std::make_unique<BlockLoader>(*model_, LoaderOptions(plan_.compute, memory_));
   quantizer_ = make_quantizer_(plan_, memory_.micro_batches);
   PTQ_RETURN_IF_ERROR(OpenRecords());
+  embedding_scheme_ = plan_.OutsideOfBlocks(/*head=*/false);
+  head_scheme_ = plan_.OutsideOfBlocks(/*head=*/true);
+  if (embedding_scheme_ != nullptr || head_scheme_ != nullptr) {
+    dequantized_ = std::make_unique<DequantizedReader>(*reader_);
+    for (const EffectiveScheme* scheme : {embedding_scheme_, head_scheme_}) {
+      if (scheme == nullptr) continue;
+      dequantized_->Replace(
+          scheme->module + ".weight",
+          [this, block = scheme->block]() -> absl::StatusOr<AffineQuantizedTensor> {
+            PTQ_ASSIGN_OR_RETURN(auto records, records_->ReadBlock(block));
+            return std::move(records.front().weight);
+          });
+    }
+    PTQ_ASSIGN_OR_RETURN(quantized_outside_,
+                         DecoderModel::Create(config, *dequantized_, plan_.compute));
+  }
+  PTQ_RETURN_IF_ERROR(QuantizeEmbedding());
   staging_ = std::make_unique<HostStaging>(BlocksInWriting(plan_));
   writing_ = std::make_unique<WriteBehind>(BlocksInWriting(plan_));
   // Before the first block, so that unusable text does not fail a job after hours of work.
@@ -205,7 +243,7 @@ absl::Status Pipeline::Load() {
     evaluation_windows_ = windows->ids;
   }
   const auto finished = static_cast<int64_t>(folder_.finished_blocks().size());
-  return finished < model_->block_count() ? LoadCalibration() : absl::OkStatus();
+  return finished < part_count() ? LoadCalibration() : absl::OkStatus();
 }
 
 absl::Status Pipeline::PlanJobMemory() {
@@ -232,8 +270,9 @@ absl::Status Pipeline::TakeLessMemory(int64_t index, const absl::Status& status)
   PTQ_RETURN_IF_ERROR(writing_->Wait());
   halvings_ = index == failed_ ? halvings_ + 1 : 1;
   failed_ = index;
-  const std::string what =
-      index == kFisherPass ? "The Fisher pass" : absl::StrFormat("Block %d", index);
+  const std::string what = index == kFisherPass             ? "The Fisher pass"
+                           : index == model_->block_count() ? "The head"
+                                                            : absl::StrFormat("Block %d", index);
   const std::optional<MicroBatches> halves = Halved(memory_.micro_batches);
   if (halvings_ > kMostHalvings || (!halves && memory_.chains_on_host)) {
     return OutOfDeviceMemory(what);
@@ -281,7 +320,8 @@ absl::Status Pipeline::LoadCalibration() {
     BlockInputOptions options{.micro_batch = memory_.micro_batches.forward,
                               .held_out = calibration_windows_.size(0) - spec.samples,
                               .statistics = NeededStatistics(spec),
-                              .full_precision = NeedsTargets(spec)};
+                              .full_precision = NeedsTargets(spec),
+                              .quantized = WithQuantizedEmbedding()};
     if (memory_.chains_on_host) options.allocate = PinnedEmpty;
     PTQ_ASSIGN_OR_RETURN(observer_,
                          BlockInputObserver::Create(*model_, calibration_windows_, options));
@@ -398,13 +438,14 @@ absl::Status Pipeline::QuantizeBlocks() {
   // all of them: nothing is written while blocks are replayed or dropped.
   auto finished = static_cast<int64_t>(folder_.finished_blocks().size());
   int64_t resumed = finished;
-  for (int64_t index = 0; index < model_->block_count(); ++index) {
+  for (int64_t index = 0; index < part_count(); ++index) {
     PTQ_RETURN_IF_ERROR(cancel_.Check());
-    const std::string name = "block " + std::to_string(index);
+    const bool head = index == model_->block_count();
+    const std::string name = head ? "the head" : "block " + std::to_string(index);
     if (index < finished) {
       const absl::Status replayed = CatchTorchErrors(name, [&] { return ReplayBlock(index); });
       if (replayed.ok()) {
-        blocks_resumed_ = std::min(index + 1, resumed);
+        blocks_resumed_ = std::min({index + 1, resumed, model_->block_count()});
         continue;
       }
       if (IsDeviceMemoryExhausted(replayed)) {
@@ -427,7 +468,8 @@ absl::Status Pipeline::QuantizeBlocks() {
         continue;
       }
     }
-    const absl::Status quantized = CatchTorchErrors(name, [&] { return QuantizeOneBlock(index); });
+    const absl::Status quantized =
+        CatchTorchErrors(name, [&] { return head ? QuantizeHead() : QuantizeOneBlock(index); });
     ReleaseFreeHeap();
     if (quantized.ok()) continue;
     // The block's chains are of no use any more: as a resumed run does, all go through the finished
@@ -452,7 +494,7 @@ int64_t Pipeline::BlockAfter(int64_t index) const {
 absl::Status Pipeline::ReplayBlock(int64_t index) {
   // The records are read even where no chain needs them: evaluation will.
   PTQ_ASSIGN_OR_RETURN(const std::vector<QuantizedModule> records, records_->ReadBlock(index));
-  if (observer_ == nullptr) return absl::OkStatus();
+  if (observer_ == nullptr || index == model_->block_count()) return absl::OkStatus();
   events_.Phase("observe",
                 static_cast<double>(index) / static_cast<double>(folder_.finished_blocks().size()));
   PTQ_ASSIGN_OR_RETURN(const auto block, loader_->Load(index, BlockAfter(index)));
@@ -526,10 +568,137 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
 
   PTQ_RETURN_IF_ERROR(WriteBlock(index, std::move(result), std::move(modules)));
   stopwatch.Lap();
-  if (observer_ != nullptr && index + 1 < model_->block_count()) {
+  if (observer_ != nullptr && index + 1 < part_count()) {
     PTQ_ASSIGN_OR_RETURN(input_error_, observer_->Advance(*block, weights));
     advance_seconds_ = stopwatch.Lap();
   }
+  return absl::OkStatus();
+}
+
+const DecoderModel* Pipeline::WithQuantizedEmbedding() const {
+  return embedding_scheme_ != nullptr ? quantized_outside_.get() : nullptr;
+}
+
+const DecoderModel* Pipeline::WithQuantizedHead() const {
+  const bool tied = plan_.inspection.config.tie_word_embeddings;
+  return head_scheme_ != nullptr || (tied && embedding_scheme_ != nullptr)
+             ? quantized_outside_.get()
+             : nullptr;
+}
+
+absl::Status Pipeline::QuantizeEmbedding() {
+  if (embedding_scheme_ == nullptr) return absl::OkStatus();
+  const EffectiveScheme& planned = *embedding_scheme_;
+  const std::string name = planned.module + ".weight";
+  const auto row_bytes =
+      planned.in_features * static_cast<int64_t>(c10::elementSize(plan_.stored_dtype));
+  const auto read = [&](int64_t begin, int64_t count) -> absl::StatusOr<at::Tensor> {
+    at::Tensor rows =
+        at::empty({count, planned.in_features}, at::TensorOptions().dtype(plan_.stored_dtype));
+    PTQ_RETURN_IF_ERROR(
+        reader_->ReadBytes(name, begin * row_bytes, count * row_bytes, rows.data_ptr()));
+    return rows.to(plan_.compute.device);
+  };
+  PTQ_ASSIGN_OR_RETURN(const QuantizedLinear quantized,
+                       QuantizeVocabulary({.module = planned.module,
+                                           .rows = planned.out_features,
+                                           .columns = planned.in_features,
+                                           .read = read,
+                                           .scheme = *planned.scheme,
+                                           .stored_dtype = plan_.stored_dtype,
+                                           .method = RowMethod::kRtn,
+                                           .statistics = {},
+                                           .cancel = cancel_,
+                                           .progress = {}}));
+  PTQ_ASSIGN_OR_RETURN(embedding_digest_,
+                       records_->WriteBlock(kEmbeddingBlock, {{planned.module, quantized.weight}},
+                                            *reader_, cancel_));
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::QuantizeHead() {
+  Stopwatch stopwatch;
+  const EffectiveScheme& planned = *head_scheme_;
+  const HeadMethod method = HeadMethodOf(plan_.spec);
+  PTQ_ASSIGN_OR_RETURN(const LanguageModelHead head, model_->LoadHead());
+  BlockResult result;
+  result.name = planned.module;
+  result.micro_batches = memory_.micro_batches;
+  result.load_seconds = stopwatch.Lap();
+  LinearStatistics statistics;
+  if (method.statistics != InputStatistics::kNone) {
+    events_.Phase("observe", 0);
+    PTQ_ASSIGN_OR_RETURN(statistics,
+                         ObserveHead(head, planned.module, observer_->inputs().quantized,
+                                     memory_.micro_batches.forward, method.statistics));
+    PTQ_RETURN_IF_ERROR(SynchronizeCuda());
+  }
+  result.observe_seconds = stopwatch.Lap() + std::exchange(advance_seconds_, 0);
+  PTQ_RETURN_IF_ERROR(inputs_.Check());
+  PTQ_RETURN_IF_ERROR(writing_->Check());
+
+  events_.Phase("quantize", 0);
+  ModuleResult module;
+  module.name = planned.module;
+  module.scheme = *planned.scheme;
+  if (statistics.tokens > 0) module.tokens = statistics.tokens;
+  PTQ_ASSIGN_OR_RETURN(
+      QuantizedLinear quantized,
+      QuantizeVocabulary(
+          {.module = planned.module,
+           .rows = planned.out_features,
+           .columns = planned.in_features,
+           .read = [&](int64_t begin, int64_t count) -> absl::StatusOr<at::Tensor> {
+             return head.head_weight.narrow(0, begin, count);
+           },
+           .scheme = *planned.scheme,
+           .stored_dtype = plan_.stored_dtype,
+           .method = method.method,
+           .statistics = std::move(statistics),
+           .cancel = cancel_,
+           .progress = [this](double fraction) { events_.Phase("quantize", fraction); }}));
+  module.fallback_reason =
+      quantized.fallback_reason.empty() ? method.reason : quantized.fallback_reason;
+  result.quantize_seconds = stopwatch.Lap();
+  PTQ_RETURN_IF_ERROR(MeasureHead(head, quantized, &module));
+  result.observe_seconds += stopwatch.Lap();
+  result.modules.push_back(std::move(module));
+  std::vector<QuantizedModule> records;
+  records.push_back({planned.module, std::move(quantized.weight)});
+  return WriteBlock(planned.block, std::move(result), std::move(records));
+}
+
+absl::Status Pipeline::MeasureHead(const LanguageModelHead& head, const QuantizedLinear& quantized,
+                                   ModuleResult* result) const {
+  if (observer_ == nullptr) return absl::OkStatus();
+  PTQ_ASSIGN_OR_RETURN(const at::Tensor inputs,
+                       HeadErrorInputs(head, observer_->inputs().quantized));
+  const int64_t rows = head.head_weight.size(0);
+  const bool rtn = plan_.spec.algorithm == Algorithm::kRtn;
+  // Of the outputs, their errors, and those by rtn.
+  at::Tensor sums = at::zeros({3}, at::TensorOptions(inputs.device()).dtype(at::kDouble));
+  const auto add = [&](int64_t place, const at::Tensor& weight) {
+    sums.select(0, place).add_(SumOfSquares(at::linear(inputs, weight.to(inputs.scalar_type()))));
+  };
+  PTQ_RETURN_IF_ERROR(ForPiecesOfRows(
+      rows, head.head_weight.size(1), [&](int64_t begin, int64_t count) -> absl::Status {
+        PTQ_RETURN_IF_ERROR(cancel_.Check());
+        const at::Tensor weight = head.head_weight.narrow(0, begin, count);
+        const at::Tensor wide = weight.to(at::kFloat);
+        const auto error = [&](const AffineQuantizedTensor& record) {
+          return wide - EffectiveWeight(record).to(at::kFloat);
+        };
+        add(0, weight);
+        add(1, error(RecordRows(quantized.weight, begin, count)));
+        if (!rtn) add(2, error(QuantizeRtn(weight, plan_.stored_dtype, result->scheme)));
+        return absl::OkStatus();
+      }));
+  const at::Tensor host = sums.cpu();
+  const double* sum = host.const_data_ptr<double>();
+  const auto values = static_cast<double>(inputs.size(0) * rows);
+  result->output_mse = sum[1] / values;
+  result->relative_error = sum[0] > 0 ? sum[1] / sum[0] : 0;
+  result->rtn_output_mse = (rtn ? sum[1] : sum[2]) / values;
   return absl::OkStatus();
 }
 
@@ -576,7 +745,8 @@ absl::Status Pipeline::WriteBlock(int64_t index, BlockResult result,
         PTQ_RETURN_IF_ERROR(folder_.FinishBlock(RecordPath(records_->FileName(index)),
                                                 written->sha256,
                                                 BlockResultToJson(written->result)));
-        events_.Write(std::move(event));
+        // Progress is in blocks.
+        if (index < model_->block_count()) events_.Write(std::move(event));
         return absl::OkStatus();
       });
 }
@@ -623,6 +793,8 @@ absl::StatusOr<Json> Pipeline::EvaluateResult() {
   PTQ_ASSIGN_OR_RETURN(
       const EvaluationResult result,
       Evaluate({.loader = *loader_,
+                .quantized_embedding = WithQuantizedEmbedding(),
+                .quantized_head = WithQuantizedHead(),
                 .windows = evaluation_windows_,
                 .quantized_weights =
                     [this](int64_t index, const DecoderBlock& block) {
@@ -673,6 +845,9 @@ absl::StatusOr<std::vector<FileDigest>> Pipeline::DigestOutputs() {
   PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListResultFiles(folder_.path()));
   std::map<std::string, std::string> shards;  // whose digests are known
   for (const auto& [name, digest] : outer_digests_) shards[RecordPath(name)] = digest;
+  if (!embedding_digest_.empty()) {
+    shards[RecordPath(records_->FileName(kEmbeddingBlock))] = embedding_digest_;
+  }
   for (size_t i = 0; i < folder_.shard_digests().size(); ++i) {
     shards[RecordPath(records_->FileName(static_cast<int64_t>(i)))] = folder_.shard_digests()[i];
   }

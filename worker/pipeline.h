@@ -3,7 +3,6 @@
 #ifndef PTQ_WORKER_PIPELINE_H_
 #define PTQ_WORKER_PIPELINE_H_
 
-#include <array>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -22,6 +21,7 @@
 #include "models/decoder_model.h"
 #include "observers/observed_block.h"
 #include "worker/baseline_cache.h"
+#include "worker/dequantized_reader.h"
 #include "worker/event_writer.h"
 #include "worker/fisher_files.h"
 #include "worker/host_staging.h"
@@ -83,6 +83,17 @@ class Pipeline {
   // Moves both chains behind a block of an earlier run; kDataLoss if its records can't be read.
   absl::Status ReplayBlock(int64_t index);
   absl::Status QuantizeOneBlock(int64_t index);
+  // The embedding, where a rule names it: in every run, since its record needs no calibration.
+  absl::Status QuantizeEmbedding();
+  // The head likewise, behind the last block: for the folder it is block block_count().
+  absl::Status QuantizeHead();
+  absl::Status MeasureHead(const LanguageModelHead& head, const QuantizedLinear& quantized,
+                           ModuleResult* result) const;
+  // Blocks, and the head if it is quantized.
+  int64_t part_count() const { return model_->block_count() + (head_scheme_ != nullptr ? 1 : 0); }
+  // The model as it is read with the embedding and head that are quantized; nullptr: it is model_.
+  const DecoderModel* WithQuantizedEmbedding() const;
+  const DecoderModel* WithQuantizedHead() const;
   // Waits for a slot and starts to write the block behind the work on the next ones.
   absl::Status WriteBlock(int64_t index, BlockResult result, std::vector<QuantizedModule> modules);
   // Makes the folder's state one that later runs believe.
@@ -121,6 +132,10 @@ class Pipeline {
 
   std::unique_ptr<SafetensorsCheckpointReader> reader_;
   std::unique_ptr<DecoderModel> model_;
+  const EffectiveScheme* embedding_scheme_ = nullptr;  // nullptr: it keeps its dtype
+  const EffectiveScheme* head_scheme_ = nullptr;
+  std::unique_ptr<DequantizedReader> dequantized_;
+  std::unique_ptr<DecoderModel> quantized_outside_;  // of that reader
   MemoryPlan memory_;
   int64_t failed_ = kFisherPass;      // what the device's memory was too small for last
   int halvings_ = 0;                  // on its account
@@ -144,7 +159,8 @@ class Pipeline {
   double earlier_fisher_seconds_ = 0;  // of an earlier run
   double export_seconds_ = 0;
   double evaluate_seconds_ = 0;
-  std::array<std::pair<std::string, std::string>, 2> outer_digests_;  // with the shards' names
+  std::vector<std::pair<std::string, std::string>> outer_digests_;  // with the shards' names
+  std::string embedding_digest_;                                    // of its record's file
   // The last members: what they work with, `records_`, `folder_` and `reader_`, outlives them.
   std::unique_ptr<HostStaging> staging_;
   WriteBehind outer_writing_;             // the shards beside the blocks

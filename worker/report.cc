@@ -156,6 +156,22 @@ Json SpecWithoutPaths(const JobSpec& spec) {
   return json;
 }
 
+Json ModuleResultToJson(const ModuleResult& module) {
+  Json entry;
+  entry["name"] = module.name;
+  entry["scheme"] = KQuantName(module.scheme.k_quant);
+  entry["bits"] = module.scheme.bits;
+  entry["group_size"] = module.scheme.group_size;
+  entry["symmetric"] = module.scheme.symmetric;
+  entry["output_mse"] = OrNull(module.output_mse);
+  entry["relative_error"] = OrNull(module.relative_error);
+  entry["rtn_output_mse"] = OrNull(module.rtn_output_mse);
+  entry["tokens"] = module.tokens ? Json(*module.tokens) : Json(nullptr);
+  entry["fallback_reason"] =
+      module.fallback_reason.empty() ? Json(nullptr) : Json(module.fallback_reason);
+  return entry;
+}
+
 Json BlockResultToJson(const BlockResult& block) {
   Json json;
   json["name"] = block.name;
@@ -181,19 +197,7 @@ Json BlockResultToJson(const BlockResult& block) {
   json["loss_curve"] = block.loss_curve;
   json["modules"] = Json::array();
   for (const ModuleResult& module : block.modules) {
-    Json entry;
-    entry["name"] = module.name;
-    entry["scheme"] = KQuantName(module.scheme.k_quant);
-    entry["bits"] = module.scheme.bits;
-    entry["group_size"] = module.scheme.group_size;
-    entry["symmetric"] = module.scheme.symmetric;
-    entry["output_mse"] = OrNull(module.output_mse);
-    entry["relative_error"] = OrNull(module.relative_error);
-    entry["rtn_output_mse"] = OrNull(module.rtn_output_mse);
-    entry["tokens"] = module.tokens ? Json(*module.tokens) : Json(nullptr);
-    entry["fallback_reason"] =
-        module.fallback_reason.empty() ? Json(nullptr) : Json(module.fallback_reason);
-    json["modules"].push_back(std::move(entry));
+    json["modules"].push_back(ModuleResultToJson(module));
   }
   return json;
 }
@@ -265,7 +269,9 @@ Json BuildReport(const ReportInputs& inputs) {
   const JobPlan& plan = inputs.plan;
   const SizeFigures sizes = ComputeSizes(plan);
   const auto resumed = static_cast<size_t>(inputs.blocks_resumed);
-  const size_t all = inputs.blocks.size();
+  std::vector<Json> timed = inputs.blocks;
+  if (!inputs.head.is_null()) timed.push_back(inputs.head);
+  const size_t all = timed.size();
   Json report;
   report["engine_version"] = EngineVersion();
   report["finished"] = FormatRfc3339(absl::Now());
@@ -281,14 +287,14 @@ Json BuildReport(const ReportInputs& inputs) {
                     {"quantized_weights", sizes.quantized_weights},
                     {"bits_per_weight", sizes.bits_per_weight}};
   report["timing"] = {
-      {"load_seconds", inputs.load_seconds + SumOver(inputs.blocks, "load_seconds", all)},
-      {"observe_seconds", SumOver(inputs.blocks, "observe_seconds", all)},
+      {"load_seconds", inputs.load_seconds + SumOver(timed, "load_seconds", all)},
+      {"observe_seconds", SumOver(timed, "observe_seconds", all)},
       {"fisher_seconds", inputs.fisher_seconds},
-      {"quantize_seconds", SumOver(inputs.blocks, "quantize_seconds", all)},
-      {"search_seconds", SumOver(inputs.blocks, "search_seconds", all)},
-      {"export_seconds", inputs.export_seconds + SumOver(inputs.blocks, "export_seconds", all)},
+      {"quantize_seconds", SumOver(timed, "quantize_seconds", all)},
+      {"search_seconds", SumOver(timed, "search_seconds", all)},
+      {"export_seconds", inputs.export_seconds + SumOver(timed, "export_seconds", all)},
       {"evaluate_seconds", inputs.evaluate_seconds},
-      {"total_seconds", inputs.total_seconds + SumOver(inputs.blocks, "seconds", resumed)}};
+      {"total_seconds", inputs.total_seconds + SumOver(timed, "seconds", resumed)}};
   report["memory"] = {{"host_peak_bytes", inputs.host_peak_bytes},
                       {"fisher_host_peak_bytes", inputs.fisher_host_peak_bytes},
                       {"device_peak_bytes", inputs.device_peak_bytes},
@@ -298,6 +304,7 @@ Json BuildReport(const ReportInputs& inputs) {
   report["warnings"] = Warnings(inputs);
   report["blocks_resumed"] = inputs.blocks_resumed;
   report["blocks"] = inputs.blocks;
+  report["outside_of_blocks"] = inputs.outside_of_blocks;
   report["skipped_modules"] = Json::array();
   for (const EffectiveScheme& module : plan.schemes) {
     if (!module.scheme) report["skipped_modules"].push_back(module.module);

@@ -51,6 +51,10 @@ struct BlockResult {
   std::vector<ModuleResult> modules;
 };
 
+// {name, bits, group_size, symmetric, output_mse, ...}: an element of `modules`, and of
+// `outside_of_blocks`.
+Json ModuleResultToJson(const ModuleResult& module);
+
 // An element of report.json's `blocks`, and what a block's manifest keeps of it for a resumed run.
 Json BlockResultToJson(const BlockResult& block);
 
@@ -77,6 +81,9 @@ struct ReportInputs {
   Json inputs;       // InputDigests
   Json environment;  // JobIdentity::environment
   std::vector<Json> blocks;
+  // Quantized outside of the blocks, as ModuleResultToJson has them.
+  std::vector<Json> outside_of_blocks;
+  Json head;         // BlockResultToJson of the head, for its times; null if it is not quantized
   Json calibration;  // SummarizeCalibration
   Json evaluation;   // or null
   Json loaders;      // JudgeFormats

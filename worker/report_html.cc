@@ -531,26 +531,40 @@ std::string Experts(const Json& report) {
             rows + "</table>"));
 }
 
-std::string ModuleTable(const Json& report) {
+std::string ModuleRows(const Json& modules) {
   std::string rows;
-  for (const Json& block : Array(report, "blocks")) {
-    for (const Json& module : Array(block, "modules")) {
-      rows += Row(
-          {Escape(Text(module, {"name"})), WidthOf(module), Escape(Text(module, {"group_size"})),
-           Text(module, {"symmetric"}) == "false" ? "yes" : "no",
-           Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
-           Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
-           Escape(Text(module, {"fallback_reason"}))});
-    }
+  for (const Json& module : modules) {
+    rows +=
+        Row({Escape(Text(module, {"name"})), WidthOf(module),
+             Escape(Text(module, {"group_size"})),
+             Text(module, {"symmetric"}) == "false" ? "yes" : "no",
+             Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
+             Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
+             Escape(Text(module, {"fallback_reason"}))});
   }
-  if (rows.empty()) return "";
-  return "<details><summary>All layers</summary>" +
-         Panel("<table>" +
+  return rows;
+}
+
+std::string TableOfModules(const std::string& rows) {
+  return Panel("<table>" +
                Row({"layer", "bits", "group", "zero points", "output MSE", "relative", "by rtn",
                     "tokens", "fallback"},
                    "th") +
-               rows + "</table>") +
-         "</details>\n";
+               rows + "</table>");
+}
+
+std::string ModuleTable(const Json& report) {
+  std::string rows;
+  for (const Json& block : Array(report, "blocks")) rows += ModuleRows(Array(block, "modules"));
+  if (rows.empty()) return "";
+  return "<details><summary>All layers</summary>" + TableOfModules(rows) + "</details>\n";
+}
+
+std::string OutsideOfBlocks(const Json& report) {
+  const std::string rows = ModuleRows(Array(report, "outside_of_blocks"));
+  if (rows.empty()) return "";
+  return Section("Outside of the blocks",
+                 "Embedding and head are quantized where a rule names them.", TableOfModules(rows));
 }
 
 std::string VerdictCell(const std::string& verdict) {
@@ -689,8 +703,8 @@ std::string RenderHtmlReport(const Json& report) {
          "</style></head>\n<body><main>\n<h1>" + Escape(model) + "</h1>\n<p class=\"note\">" +
          subtitle + "</p>\n" + SummaryCards(report) + Warnings(report) + Evaluation(report) +
          KldHistogram(report) + Tuning(report) + LossCurves(report) + ErrorAgainstRtn(report) +
-         BitsMap(report) + Experts(report) + ModuleTable(report) + Loaders(report) +
-         Resources(report) + Provenance(report) + "</main></body></html>\n";
+         BitsMap(report) + OutsideOfBlocks(report) + Experts(report) + ModuleTable(report) +
+         Loaders(report) + Resources(report) + Provenance(report) + "</main></body></html>\n";
 }
 
 }  // namespace ptq

@@ -125,7 +125,10 @@ absl::StatusOr<std::string> JobRun::RunPlan(const JobPlan& plan, InputDigests& i
     events_.Log("info", "the folder holds this job's finished result");
     return JsonString(*folder->finished_report(), "result_digest");
   }
-  SayStarted(events_, plan, static_cast<int64_t>(folder->finished_blocks().size()));
+  // The head may be among them, which is no block.
+  SayStarted(events_, plan,
+             std::min(static_cast<int64_t>(folder->finished_blocks().size()),
+                      plan.inspection.config.num_hidden_layers));
   for (const std::string& warning : folder->warnings()) events_.Log("warning", warning);
   const BaselineCache cache(options_.cache_dir);
   Pipeline pipeline(plan, inputs, *folder, cache, events_, cancel_);

@@ -16,6 +16,8 @@ absl::Status Refuse(const std::string& format, const PlannedModule& module, cons
 }
 
 constexpr char kAny[] = "compressed-tensors or affine";
+// What transformers 5 calls the head of every family; GPT-NeoX's checkpoints say embed_out.
+constexpr char kTransformersHead[] = "lm_head";
 
 absl::Status CheckMultiples(const std::string& format, const PlannedModule& module, int64_t out,
                             int64_t in) {
@@ -70,6 +72,31 @@ absl::Status CheckOneGroupSize(const std::string& format,
   return absl::OkStatus();
 }
 
+// What formats can't hold outside of blocks, whatever its scheme; as measured with transformers
+// 5.23, torchao 0.18, compressed-tensors 0.20, auto-round 0.16 (tests/interop/vocabulary_test.py).
+absl::Status CheckPlace(const std::string& format, const PlannedModule& module) {
+  const bool renamed = module.place == ModulePlace::kHead && module.module != kTransformersHead;
+  if (module.place == ModulePlace::kBlock || format == "gguf" || format == "dequantized" ||
+      (format == "affine" && !renamed)) {
+    return absl::OkStatus();
+  }
+  const char* why = "its loaders know no quantized embedding";
+  const char* instead = "affine, gguf or dequantized";
+  if (module.place == ModulePlace::kTiedEmbedding) {
+    why = "it is the head too (tie_word_embeddings), and its loaders know no quantized embedding";
+  } else if (renamed) {
+    why = "transformers renames it, and its quantizers look for it by its new name";
+    instead = "gguf or dequantized";
+  } else if (module.place == ModulePlace::kHead) {
+    if (format != "awq") return absl::OkStatus();
+    why = "its loaders know no quantized head";
+    instead = "gptq, compressed-tensors or affine";
+  }
+  return absl::FailedPreconditionError(absl::StrFormat(
+      "format: %s can't hold %s: %s; leave it alone by a first --rule '%s:skip', or use %s", format,
+      module.module, why, module.module, instead));
+}
+
 }  // namespace
 
 AutoRoundLayout AutoRoundLayoutOf(const std::vector<PlannedModule>& modules) {
@@ -89,7 +116,8 @@ absl::Status CheckFormatHolds(const std::string& format,
   const bool auto_round = format == "auto-round";
   const bool auto_awq = auto_round && AutoRoundLayoutOf(modules) == AutoRoundLayout::kAwq;
   for (const PlannedModule& module : modules) {
-    absl::Status status;
+    absl::Status status = CheckPlace(format, module);
+    if (!status.ok()) return status;
     if (module.transposed && format != "dequantized" && format != "gguf") {
       return Refuse(format, module,
                     "it is a Conv1D layer, of which transformers has no quantized form",

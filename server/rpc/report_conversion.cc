@@ -23,18 +23,16 @@ std::string Text(const Json& object, const char* name) {
   return value.is_string() ? value.get<std::string>() : "";
 }
 
-void FillModules(const Json& blocks, v1::QuantizationReport& report) {
-  for (const Json& block : blocks) {
-    for (const Json& module : Field(block, "modules")) {
-      v1::ModuleResult& result = *report.add_modules();
-      result.set_module(Text(module, "name"));
-      result.set_output_mse(Number(module, "output_mse"));
-      result.set_relative_error(Number(module, "relative_error"));
-      result.set_rtn_output_mse(Number(module, "rtn_output_mse"));
-      result.set_damping_used(Number(module, "damping_used"));
-      result.set_tokens_seen(static_cast<int64_t>(Number(module, "tokens_seen")));
-      result.set_fallback_reason(Text(module, "fallback_reason"));
-    }
+void FillModules(const Json& modules, v1::QuantizationReport& report) {
+  for (const Json& module : modules) {
+    v1::ModuleResult& result = *report.add_modules();
+    result.set_module(Text(module, "name"));
+    result.set_output_mse(Number(module, "output_mse"));
+    result.set_relative_error(Number(module, "relative_error"));
+    result.set_rtn_output_mse(Number(module, "rtn_output_mse"));
+    result.set_damping_used(Number(module, "damping_used"));
+    result.set_tokens_seen(static_cast<int64_t>(Number(module, "tokens_seen")));
+    result.set_fallback_reason(Text(module, "fallback_reason"));
   }
 }
 
@@ -61,7 +59,8 @@ absl::Status FillReport(const std::string& json, v1::QuantizationReport& report)
     divergence.set_rms_delta_p(Number(quantized, "rms_delta_p"));
   }
   report.set_bits_per_weight(Number(Field(*parsed, "size"), "bits_per_weight"));
-  FillModules(Field(*parsed, "blocks"), report);
+  for (const Json& block : Field(*parsed, "blocks")) FillModules(Field(block, "modules"), report);
+  FillModules(Field(*parsed, "outside_of_blocks"), report);
   return absl::OkStatus();
 }
 

@@ -224,6 +224,19 @@ TEST(ReportTextTest, DetailsListTheWorstLayersFirst) {
   EXPECT_THAT(text, HasSubstr("auto_map was ignored"));
 }
 
+TEST(ReportTextTest, DetailsTellWhatIsQuantizedOutsideOfTheBlocks) {
+  const auto report = ParseJson(R"({"outside_of_blocks": [
+    {"name": "model.embed_tokens", "bits": 8, "group_size": -1, "relative_error": null,
+     "fallback_reason": "embedding: rtn"},
+    {"name": "lm_head", "bits": 4, "group_size": 32, "relative_error": 0.0125,
+     "fallback_reason": null}]})");
+  EXPECT_EQ(ReportDetails(*report),
+            "\nOutside of the blocks\n"
+            "LAYER               BITS  GROUP  RELATIVE ERROR  REMARK\n"
+            "model.embed_tokens  8     -1     -               embedding: rtn\n"
+            "lm_head             4     32     1.250 %\n");
+}
+
 TEST(ReportTextTest, DetailsNameTheRecipeAndJudgeTheCalibration) {
   const auto details = [](const std::string& text) { return ReportDetails(*ParseJson(text)); };
   EXPECT_EQ(details(R"({"tuning": {"recipe": "fast", "iterations": 20, "loss": "Fisher metric"},

@@ -261,10 +261,62 @@ TEST_F(RecordFolderTest, RecordsThatDoNotFitThePlanAreRefused) {
               refused("zero_point_domain"));
   EXPECT_THAT(folder->WriteBlock(0, {good.begin(), good.end() - 1}, *reader_, cancel_),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("6 modules")));
+  EXPECT_THAT(folder->WriteBlock(3, good, *reader_, cancel_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("block 3")));
+  // That is the head, of which the plan has nothing.
   EXPECT_THAT(folder->WriteBlock(2, good, *reader_, cancel_),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("block 2")));
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("0 were planned")));
   PTQ_ASSERT_OK_AND_ASSIGN(const auto names, ListDirectory(root_ + "/out"));
   EXPECT_TRUE(names.empty());
+}
+
+TEST_F(RecordFolderTest, EmbeddingAndHeadHaveRecordsLikeABlock) {
+  WriteSource(/*tied=*/false);
+  const QuantizationScheme scheme = {.bits = 8, .group_size = 32};
+  ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
+  const PlannedModule embedding = {.module = "model.embed_tokens",
+                                   .out_features = 50,
+                                   .in_features = 64,
+                                   .scheme = scheme,
+                                   .place = ModulePlace::kEmbedding};
+  const PlannedModule head = {.module = "lm_head",
+                              .out_features = 50,
+                              .in_features = 64,
+                              .scheme = scheme,
+                              .place = ModulePlace::kHead};
+  plan.modules.insert(plan.modules.begin(), embedding);
+  plan.modules.push_back(head);
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto shards, Shards(plan));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto records, RecordFolder::Create(plan, root_ + "/records",
+                                                                    RecordFolder::Kind::kRecords));
+  EXPECT_EQ(records->FileName(kEmbeddingBlock), "embedding.safetensors");
+  EXPECT_EQ(records->FileName(2), "head.safetensors");
+  EXPECT_EQ(shards->FileName(kEmbeddingBlock), "model-00001-of-00004.safetensors");
+  EXPECT_EQ(shards->FileName(2), "model-00004-of-00004.safetensors");
+  for (const auto& [block, module] : {std::pair{kEmbeddingBlock, embedding}, {int64_t{2}, head}}) {
+    at::manual_seed(3 + block);
+    const QuantizedModule written = {module.module,
+                                     testing::RandomRecord(scheme, 50, 64, at::kFloat)};
+    for (const RecordFolder* folder : {shards.get(), records.get()}) {
+      ASSERT_THAT(folder->WriteBlock(block, {written}, *reader_, cancel_), IsOk());
+      PTQ_ASSERT_OK_AND_ASSIGN(const auto read, folder->ReadBlock(block));
+      ASSERT_EQ(read.size(), 1u);
+      EXPECT_EQ(read[0].module, module.module);
+      testing::ExpectSameRecord(read[0].weight, written.weight);
+    }
+  }
+  ASSERT_THAT(WriteAll(*shards, plan), IsOk());
+  // Nothing is left of the plain ones, and the norm shares the head's shard.
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto index, CheckpointIndex::Open(root_ + "/out"));
+  EXPECT_EQ(index.Find("model.embed_tokens.weight"), nullptr);
+  EXPECT_EQ(index.Find("lm_head.weight"), nullptr);
+  EXPECT_EQ(index.Find("model.norm.weight")->file, shards->FileName(2));
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto left, shards->WriteOuterShards(*reader_, cancel_));
+  EXPECT_TRUE(left.empty());
+  PTQ_ASSERT_OK_AND_ASSIGN(const std::string text, ReadFile(Out("config.json")));
+  const Json config = ParseJson(text).value()["quantization_config"];
+  EXPECT_EQ(config["include_input_output_embeddings"], true);
+  EXPECT_EQ(config["modules_to_not_convert"], Json::array());
 }
 
 TEST_F(RecordFolderTest, PlansThatDoNotFitTheModelAreRefused) {

@@ -292,6 +292,55 @@ TEST_F(SafetensorsFormatTest, ConfigsSayWhatLoadersAsk) {
   EXPECT_EQ(Config()["dtype"], "bfloat16");
 }
 
+TEST_F(SafetensorsFormatTest, HeadAndEmbeddingComeBack) {
+  const QuantizationScheme eight = {8, 32, true};
+  const PlannedModule embedding = {.module = "model.embed_tokens",
+                                   .out_features = 50,
+                                   .in_features = 64,
+                                   .scheme = eight,
+                                   .place = ModulePlace::kEmbedding};
+  const PlannedModule head = {.module = "lm_head",
+                              .out_features = 50,
+                              .in_features = 64,
+                              .scheme = eight,
+                              .place = ModulePlace::kHead};
+  for (const char* format : {"affine", "compressed-tensors"}) {
+    SCOPED_TRACE(format);
+    ASSERT_THAT(RemoveTree(root_ + "/out"), IsOk());
+    ASSERT_THAT(MakeDirectories(root_ + "/out"), IsOk());
+    ExportPlan plan = Plan({4, 32, true});
+    const bool affine = std::string(format) == "affine";
+    if (affine) plan.modules.insert(plan.modules.begin(), embedding);
+    plan.modules.push_back(head);
+    const MemoryCheckpoint checkpoint(plan, *reader_);
+    ASSERT_THAT(Write(format, checkpoint), IsOk());
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto opened, Open());
+    ASSERT_EQ(opened->plan().modules.size(), plan.modules.size());
+    EXPECT_EQ(opened->plan().modules.back().place, ModulePlace::kHead);
+    EXPECT_EQ(opened->plan().modules.back().scheme, eight);
+    EXPECT_EQ(opened->plan().skipped, plan.skipped);
+    const int64_t first = affine ? kEmbeddingBlock : 0;
+    for (int64_t block = first; block <= 2; ++block) {
+      PTQ_ASSERT_OK_AND_ASSIGN(const auto read, opened->ReadBlock(block));
+      PTQ_ASSERT_OK_AND_ASSIGN(const auto written, checkpoint.ReadBlock(block));
+      ASSERT_EQ(read.size(), written.size());
+      for (size_t i = 0; i < read.size(); ++i) {
+        EXPECT_TRUE(read[i].weight.int_data.equal(written[i].weight.int_data)) << read[i].module;
+        EXPECT_TRUE(read[i].weight.scale.equal(written[i].weight.scale)) << read[i].module;
+      }
+    }
+    if (affine) continue;
+    EXPECT_EQ(Config()["quantization_config"]["ignore"], Json::array());
+    // vLLM looks for a head by its name.
+    EXPECT_EQ(Config()["quantization_config"]["config_groups"]["group_1"]["targets"],
+              Json({"lm_head"}));
+  }
+  ExportPlan plan = Plan({4, 32, true});
+  plan.modules.insert(plan.modules.begin(), embedding);
+  EXPECT_THAT(Write("compressed-tensors", MemoryCheckpoint(plan, *reader_)),
+              StatusIs(kPrecondition, HasSubstr("no quantized embedding")));
+}
+
 TEST_F(SafetensorsFormatTest, DequantizedIsAPlainCheckpoint) {
   const MemoryCheckpoint checkpoint(Plan({4, 32, true}), *reader_);
   ASSERT_THAT(Write("dequantized", checkpoint), IsOk());

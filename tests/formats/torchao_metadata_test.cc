@@ -65,8 +65,8 @@ TEST(TorchaoMetadataTest, RefusesWhatItDoesNotKnow) {
 
 TEST(TorchaoQuantizationConfigTest, GroupsOfFourBits) {
   EXPECT_EQ(
-      DumpJson(
-          TorchaoQuantizationConfig({.bits = 4, .group_size = 32}, {"model.layers.0.mlp.up_proj"})),
+      DumpJson(TorchaoQuantizationConfig({.bits = 4, .group_size = 32},
+                                         {"lm_head", "model.layers.0.mlp.up_proj"}, false)),
       R"({"quant_method":"torchao","quant_type":{"default":{"_type":"IntxWeightOnlyConfig",)"
       R"("_version":2,"_data":{"weight_dtype":{"_type":"torch.dtype","_data":"int4"},)"
       R"("granularity":{"_type":"PerGroup","_version":1,"_data":{"group_size":32}},)"
@@ -80,8 +80,8 @@ TEST(TorchaoQuantizationConfigTest, GroupsOfFourBits) {
 TEST(TorchaoQuantizationConfigTest, ChannelsAndTensorsAreAnAxis) {
   for (const int64_t group_size :
        {QuantizationScheme::kPerChannel, QuantizationScheme::kPerTensor}) {
-    const Json config =
-        TorchaoQuantizationConfig({.bits = 5, .group_size = group_size, .symmetric = false}, {});
+    const Json config = TorchaoQuantizationConfig(
+        {.bits = 5, .group_size = group_size, .symmetric = false}, {}, false);
     const Json& data = config["quant_type"]["default"]["_data"];
     EXPECT_EQ(DumpJson(data["granularity"]),
               R"({"_type":"PerAxis","_version":1,"_data":{"axis":0}})");
@@ -90,7 +90,7 @@ TEST(TorchaoQuantizationConfigTest, ChannelsAndTensorsAreAnAxis) {
 }
 
 TEST(TorchaoQuantizationConfigTest, EightBitChannels) {
-  const Json config = TorchaoQuantizationConfig({.bits = 8, .group_size = -1}, {});
+  const Json config = TorchaoQuantizationConfig({.bits = 8, .group_size = -1}, {}, true);
   EXPECT_EQ(DumpJson(config["quant_type"]["default"]),
             R"({"_type":"Int8WeightOnlyConfig","_version":2,"_data":{"group_size":null,)"
             R"("granularity":{"_type":"PerRow","_version":1,"_data":{"dim":-1}},)"

@@ -17,13 +17,15 @@ EVALUATION = SOURCE / "examples" / "evaluation.txt"
 WINDOW, WINDOWS = 256, 24
 
 
-@pytest.fixture(scope="module", params=["affine", "dequantized"])
+@pytest.fixture(scope="module", params=[("affine", []), ("dequantized", []),
+                                        ("dequantized", ["model.embed_tokens:bits=4"])], ids=str)
 def result(request, tmp_path_factory):
-    """(folder, report) of the same job in both formats."""
-    folder = tmp_path_factory.mktemp(request.param)
+    """(folder, report) of the same job in both formats, and with the embedding, which is the head too."""
+    format, rules = request.param
+    folder = tmp_path_factory.mktemp(format)
     spec = {"model": str(MODEL), "algorithm": "rtn", "bits": 3, "group_size": 64, "asymmetric": True,
             "evaluation": str(EVALUATION), "evaluation_window": WINDOW, "evaluation_samples": WINDOWS,
-            "format": request.param}
+            "format": format, "rule": rules}
     (folder / "job.json").write_text(json.dumps(spec))
     subprocess.run([WORKER, "run", "--spec", folder / "job.json", "--output", folder / "out"], check=True,
                    stdout=subprocess.DEVNULL)

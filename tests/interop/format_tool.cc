@@ -4,12 +4,14 @@
 //   format_tool tokens calibration|evaluation DATA MODEL SAMPLES LENGTH OUT.safetensors
 //
 // SPEC: {"model": folder, "output": folder, "formats": [name], "default": scheme, "modules": {name:
-// scheme or null to skip}}, a scheme being {"bits", "group_size", "symmetric", "torchao"}. The
-// affine format is written in any case, as a job writes it; the others are written from it.
+// scheme or null to skip}}; the embedding and the head are quantized where they are named. A scheme
+// is {"bits", "group_size", "symmetric", "torchao"}. The affine format is written in any case, as a
+// job writes it; the others are written from it.
 #include <ATen/ATen.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -90,12 +92,16 @@ absl::Status Export(const std::string& spec_path) {
   PTQ_ASSIGN_OR_RETURN(const auto reader, SafetensorsCheckpointReader::Open(source.index));
   ExportPlan plan;
   PTQ_ASSIGN_OR_RETURN(plan.default_scheme, ReadScheme(spec["default"]));
-  std::vector<std::vector<TableTensor>> blocks(
-      static_cast<size_t>(source.config.num_hidden_layers));
+  const int64_t block_count = source.config.num_hidden_layers;
+  std::map<int64_t, std::vector<TableTensor>> blocks;
+  for (int64_t block = 0; block < block_count; ++block) blocks[block] = {};
   for (const TableTensor& tensor : BuildTensorTable(source.config)) {
-    if (tensor.role != TensorRole::kLinearWeight) continue;
+    const auto place = PlaceOf(tensor, source.config.tie_word_embeddings);
+    const auto own = spec["modules"].find(tensor.module);
+    const bool named = own != spec["modules"].end();
+    if (!place || (*place != ModulePlace::kBlock && !named)) continue;
     QuantizationScheme scheme = plan.default_scheme;
-    if (const auto own = spec["modules"].find(tensor.module); own != spec["modules"].end()) {
+    if (named) {
       if (own->is_null()) {
         plan.skipped.push_back(tensor.module);
         continue;
@@ -104,8 +110,8 @@ absl::Status Export(const std::string& spec_path) {
     }
     const DType original = source.index.Find(tensor.name)->info.dtype;
     plan.modules.push_back({tensor.module, tensor.shape[0], tensor.shape[1], scheme, original,
-                            ScaleDTypeOf(scheme.scale_rule, original)});
-    blocks[static_cast<size_t>(tensor.block)].push_back(tensor);
+                            ScaleDTypeOf(scheme.scale_rule, original), false, *place});
+    blocks[BlockOf(tensor, block_count)].push_back(tensor);
   }
   plan.source = std::move(source);
 
@@ -115,15 +121,14 @@ absl::Status Export(const std::string& spec_path) {
   PTQ_ASSIGN_OR_RETURN(const auto records, RecordFolder::Create(plan, output + "/affine",
                                                                 RecordFolder::Kind::kAffineShards));
   size_t next = 0;
-  for (size_t block = 0; block < blocks.size(); ++block) {
+  for (const auto& [block, weights] : blocks) {
     std::vector<QuantizedModule> modules;
-    for (const TableTensor& tensor : blocks[block]) {
+    for (const TableTensor& tensor : weights) {
       PTQ_ASSIGN_OR_RETURN(at::Tensor weight, reader->Read(tensor.name));
       if (tensor.transposed) weight = weight.t();
       modules.push_back({tensor.module, Quantize(weight, plan.modules[next++].scheme)});
     }
-    PTQ_RETURN_IF_ERROR(
-        records->WriteBlock(static_cast<int64_t>(block), modules, *reader, never).status());
+    PTQ_RETURN_IF_ERROR(records->WriteBlock(block, modules, *reader, never).status());
   }
   PTQ_RETURN_IF_ERROR(records->WriteOuterShards(*reader, never).status());
   PTQ_RETURN_IF_ERROR(records->Finalize());

@@ -463,15 +463,18 @@ TEST(ReportConversionTest, FieldsOfTheReport) {
   const std::string json =
       R"({"evaluation": {"baseline": {"perplexity": 8.5}, "quantized": {"perplexity": 9, )"
       R"("mean_kld": 0.05, "top1_agreement": 0.9}}, "size": {"bits_per_weight": 4.125}, )"
-      R"("blocks": [{"modules": [{"name": "a", "output_mse": 1, "fallback_reason": null}]}]})";
+      R"("blocks": [{"modules": [{"name": "a", "output_mse": 1, "fallback_reason": null}]}], )"
+      R"("outside_of_blocks": [{"name": "lm_head", "fallback_reason": "head: opt-rtn"}]})";
   v1::QuantizationReport report;
   ASSERT_THAT(FillReport(json, report), IsOk());
   EXPECT_EQ(report.report_json(), json);
   EXPECT_EQ(report.baseline_perplexity(), 8.5);
   EXPECT_EQ(report.divergence().mean_kld(), 0.05);
   EXPECT_EQ(report.bits_per_weight(), 4.125);
-  ASSERT_EQ(report.modules_size(), 1);
+  ASSERT_EQ(report.modules_size(), 2);
   EXPECT_EQ(report.modules(0).module(), "a");
+  EXPECT_EQ(report.modules(1).module(), "lm_head");
+  EXPECT_EQ(report.modules(1).fallback_reason(), "head: opt-rtn");
   v1::QuantizationReport without;
   ASSERT_THAT(FillReport(R"({"evaluation": null})", without), IsOk());
   EXPECT_FALSE(without.has_divergence());

@@ -8,10 +8,12 @@
 #include <gmock/gmock.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
 
+#include "algorithms/rtn/rtn.h"
 #include "formats/safetensors_writer.h"
 #include "tests/formats/tiny_checkpoint.h"
 #include "tests/testing/status_matchers.h"
@@ -69,17 +71,16 @@ class PipelineMemoryTest : public ::testing::Test {
         WriteSafetensors(calibration,
                          {NamedTensor{"input_ids", at::randint(3, 50, {12, 16}, at::kLong)}}, {}),
         IsOk());
-    JobSpec spec;
-    spec.model = root_ + "/model";
-    spec.calibration = calibration;
-    spec.recipe = TuningRecipe::kPaper;
-    spec.iterations = 3;
-    spec.samples = 10;
-    spec.batch_size = 8;
-    spec.sequence_length = 16;
-    spec.group_size = 32;
-    spec.device = DeviceChoice::kCpu;
-    PTQ_ASSERT_OK_AND_ASSIGN(plan_, PlanJob(spec));
+    spec_.model = root_ + "/model";
+    spec_.calibration = calibration;
+    spec_.recipe = TuningRecipe::kPaper;
+    spec_.iterations = 3;
+    spec_.samples = 10;
+    spec_.batch_size = 8;
+    spec_.sequence_length = 16;
+    spec_.group_size = 32;
+    spec_.device = DeviceChoice::kCpu;
+    PTQ_ASSERT_OK_AND_ASSIGN(plan_, PlanJob(spec_));
   }
   void TearDown() override { ASSERT_THAT(RemoveTree(root_), IsOk()); }
 
@@ -110,6 +111,7 @@ class PipelineMemoryTest : public ::testing::Test {
   }
 
   std::string root_;
+  JobSpec spec_;
   JobPlan plan_;
 };
 
@@ -170,6 +172,92 @@ TEST_F(PipelineMemoryTest, AfterTwoHalvingsTheJobEndsWithAdvice) {
   EXPECT_EQ(Report("out")["memory"]["micro_batches"]["tuning"], 2);
   EXPECT_EQ(Report("out")["warnings"].size(), 2U);
 }
+
+struct HeadCase {
+  Algorithm algorithm;
+  const char* reason;  // of the head; "" for none
+};
+
+class HeadAndEmbeddingTest : public PipelineMemoryTest,
+                             public ::testing::WithParamInterface<HeadCase> {
+ protected:
+  void SetUp() override {
+    PipelineMemoryTest::SetUp();
+    spec_.algorithm = GetParam().algorithm;
+    if (spec_.algorithm != Algorithm::kAutoRound) {
+      spec_.recipe = JobSpec().recipe;
+      spec_.iterations = JobSpec().iterations;
+      spec_.batch_size = JobSpec().batch_size;
+    }
+    spec_.rule = {"lm_head:bits=3", "model.embed_tokens:bits=2"};
+    spec_.format = {"affine", "dequantized"};
+    PTQ_ASSERT_OK_AND_ASSIGN(plan_, PlanJob(spec_));
+  }
+  at::Tensor Weight(const std::string& folder, const std::string& name) {
+    const auto index = CheckpointIndex::Open(root_ + "/" + folder).value();
+    return SafetensorsCheckpointReader::Open(index).value()->Read(name).value().to(at::kFloat);
+  }
+};
+
+TEST_P(HeadAndEmbeddingTest, AStoppedJobGivesTheSameBytesAndTheReportSaysHow) {
+  PTQ_ASSERT_OK_AND_ASSIGN(const std::string digest, Run("whole", {}));
+  EXPECT_THAT(Run("stopped", {{1, Fault::kCancelled}}),
+              StatusIs(absl::StatusCode::kCancelled, HasSubstr("stop")));
+  PTQ_ASSERT_OK_AND_ASSIGN(const std::string resumed, Run("stopped", {}));
+  EXPECT_EQ(resumed, digest);
+  const Json report = Report("stopped");
+  EXPECT_EQ(report["blocks_resumed"], 1);
+  ASSERT_EQ(report["blocks"].size(), 2U);
+  ASSERT_EQ(report["outside_of_blocks"].size(), 2U);
+  const Json& embedding = report["outside_of_blocks"][0];
+  EXPECT_EQ(embedding["name"], "model.embed_tokens");
+  EXPECT_EQ(embedding["bits"], 2);
+  const bool rtn = spec_.algorithm == Algorithm::kRtn;
+  EXPECT_EQ(embedding["fallback_reason"],
+            rtn ? Json(nullptr) : Json("embedding: rtn (a table has no inputs)"));
+  const Json& head = report["outside_of_blocks"][1];
+  EXPECT_EQ(head["name"], "lm_head");
+  EXPECT_EQ(head["bits"], 3);
+  EXPECT_GT(head["relative_error"].get<double>(), 0);
+  if (rtn) {
+    EXPECT_EQ(head["output_mse"], head["rtn_output_mse"]);
+  } else {
+    EXPECT_LT(head["output_mse"].get<double>(), head["rtn_output_mse"].get<double>());
+    EXPECT_EQ(head["tokens"], 160);
+  }
+  const std::string reason = head["fallback_reason"].is_null() ? "" : head["fallback_reason"];
+  EXPECT_THAT(reason, HasSubstr(GetParam().reason));
+  EXPECT_EQ(reason.empty(), std::string(GetParam().reason).empty());
+  EXPECT_THAT(report["skipped_modules"], IsEmpty());
+  // 16 bits a scale of 32 codes; a block's layers have 2 * 32 * 64 + 2 * 16 * 64 + 3 * 96 * 64.
+  constexpr double kOutside = 50 * 64, kBlocks = 2 * 24576;
+  EXPECT_DOUBLE_EQ(report["size"]["bits_per_weight"].get<double>(),
+                   (kBlocks * 4.5 + kOutside * (2.5 + 3.5)) / (kBlocks + 2 * kOutside));
+
+  const at::Tensor original = Weight("model", "model.embed_tokens.weight");
+  const at::Tensor expected = Dequantize(
+      QuantizeRtn(original.to(at::kBFloat16), at::kBFloat16, {2, 32, true}), at::kBFloat16);
+  EXPECT_TRUE(
+      Weight("whole/dequantized", "model.embed_tokens.weight").equal(expected.to(at::kFloat)));
+  const at::Tensor head_weight = Weight("whole/dequantized", "lm_head.weight");
+  EXPECT_FALSE(head_weight.equal(Weight("model", "lm_head.weight")));
+  EXPECT_EQ(rtn, head_weight.equal(
+                     Dequantize(QuantizeRtn(Weight("model", "lm_head.weight").to(at::kBFloat16),
+                                            at::kBFloat16, {3, 32, true}),
+                                at::kBFloat16)
+                         .to(at::kFloat)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Algorithms, HeadAndEmbeddingTest,
+                         ::testing::Values(HeadCase{Algorithm::kRtn, ""},
+                                           HeadCase{Algorithm::kOptRtn, ""},
+                                           HeadCase{Algorithm::kGptq, ""},
+                                           HeadCase{Algorithm::kAutoRound, "head: opt-rtn"}),
+                         [](const auto& test) {
+                           std::string name = AlgorithmName(test.param.algorithm);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 TEST_F(PipelineMemoryTest, OtherShortagesAreNotTheDevices) {
   EXPECT_THAT(Run("disk", {{0, Fault::kOutOfHostMemory}}),

@@ -54,6 +54,16 @@ TEST(ReportHtmlTest, ShowsEveryPartOfAFullReport) {
   for (const char* digest : {"aa11", "bb22", "cc33", "dd44"}) EXPECT_THAT(html, HasSubstr(digest));
 }
 
+TEST(ReportHtmlTest, ShowsWhatIsQuantizedOutsideOfTheBlocks) {
+  EXPECT_THAT(Render(kReport), Not(HasSubstr("Outside of the blocks")));
+  const std::string html = Render(R"({"outside_of_blocks": [{"name": "lm_head<b>", "bits": 8,
+    "group_size": 32, "relative_error": 0.0125, "fallback_reason": "head: opt-rtn"}]})");
+  EXPECT_THAT(html, HasSubstr("Outside of the blocks"));
+  EXPECT_THAT(html, HasSubstr("lm_head&lt;b&gt;"));
+  EXPECT_THAT(html, HasSubstr("head: opt-rtn"));
+  EXPECT_THAT(html, HasSubstr("1.25 %"));
+}
+
 TEST(ReportHtmlTest, ShowsWhichLoadersLoadTheResult) {
   const std::string html = Render(R"({"loaders": [{"format": "gptq", "loaders": [
     {"loader": "transformers", "verdict": "loads", "problems": [], "remarks": [],

@@ -246,7 +246,7 @@ absl::Status CheckGroupSizes(const std::vector<EffectiveScheme>& layers) {
   std::map<Sizes, LayersByKind> misfits;
   int64_t block_count = 0;
   for (const EffectiveScheme& layer : layers) {
-    block_count = std::max(block_count, layer.block + 1);
+    if (layer.place == ModulePlace::kBlock) block_count = std::max(block_count, layer.block + 1);
     if (!layer.scheme.has_value()) continue;
     const int64_t group_size = layer.scheme->group_size;
     if (group_size <= 0 || layer.in_features % group_size == 0) continue;
@@ -269,6 +269,37 @@ absl::Status CheckGroupSizes(const std::vector<EffectiveScheme>& layers) {
                       absl::StrJoin(complaints, "; "), absl::StrJoin(patterns, "|")));
 }
 
+// Whether `rule`, which matches the embedding or head `module`, means it, and not whatever there
+// is: with another last part the name would not match.
+bool Names(const SchemeRule& rule, const std::string& module) {
+  const size_t dot = module.rfind('.');
+  const std::string other =
+      (dot == std::string::npos ? "" : module.substr(0, dot + 1)) + "no_such_layer";
+  return !RE2::FullMatch(other, RE2(rule.pattern, PatternOptions()));
+}
+
+// What `rule` of a model without a head of its own may have been meant for: "lm_head", or "".
+std::string MissingHead(const SchemeRule& rule) {
+  const RE2 pattern(rule.pattern, PatternOptions());
+  for (const char* head : {"lm_head", "embed_out"}) {
+    if (RE2::FullMatch(head, pattern)) return head;
+  }
+  return "";
+}
+
+// Vocabularies are quantized in pieces of rows, which one scale for all would tie together.
+absl::Status CheckVocabularies(const std::vector<EffectiveScheme>& layers) {
+  for (const EffectiveScheme& layer : layers) {
+    if (layer.place == ModulePlace::kBlock || !layer.scheme) continue;
+    if (layer.scheme->group_size != QuantizationScheme::kPerTensor) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("rule: one scale for the whole of %s (group_size 0): embedding and head "
+                        "take a group size or -1, one scale a row; add group_size= to its rule",
+                        layer.module));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckFormats(const JobSpec& spec, const std::vector<EffectiveScheme>& layers) {
   std::vector<PlannedModule> modules;
   for (const EffectiveScheme& layer : layers) {
@@ -277,7 +308,8 @@ absl::Status CheckFormats(const JobSpec& spec, const std::vector<EffectiveScheme
                        .out_features = layer.out_features,
                        .in_features = layer.in_features,
                        .scheme = *layer.scheme,
-                       .transposed = layer.transposed});
+                       .transposed = layer.transposed,
+                       .place = layer.place});
   }
   for (const std::string& format : spec.format) {
     PTQ_RETURN_IF_ERROR(CheckFormatHolds(format, modules));
@@ -331,8 +363,33 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
   std::vector<EffectiveScheme> layers;
   std::string example;
   bool any_scheme = false;
+  const bool tied = std::none_of(table.begin(), table.end(), [](const TableTensor& tensor) {
+    return tensor.part == TensorPart::kHead;
+  });
+  int64_t block_count = 0;
+  for (const TableTensor& tensor : table) block_count = std::max(block_count, tensor.block + 1);
   for (const TableTensor& tensor : table) {
-    if (tensor.role != TensorRole::kLinearWeight || tensor.block < 0) continue;
+    const std::optional<ModulePlace> place = PlaceOf(tensor, tied);
+    if (!place) continue;
+    if (*place != ModulePlace::kBlock) {
+      const SchemeRule* rule = nullptr;
+      for (const int match : matcher.Match(tensor.module)) {
+        const auto index = static_cast<size_t>(match);
+        if (index >= spec.rule.size() || !Names(rules[index], tensor.module)) continue;
+        used[index] = true;
+        if (rule == nullptr) rule = &rules[index];
+      }
+      if (rule == nullptr || rule->skip) continue;
+      EffectiveScheme& layer = layers.emplace_back();
+      layer.module = tensor.module;
+      layer.block = BlockOf(tensor, block_count);
+      layer.out_features = tensor.shape[0];
+      layer.in_features = tensor.shape[1];
+      layer.place = *place;
+      layer.scheme = Apply(*rule, spec.DefaultScheme());
+      any_scheme = true;
+      continue;
+    }
     if (example.empty()) example = tensor.module;
     EffectiveScheme& layer = layers.emplace_back();
     layer.module = tensor.module;
@@ -367,16 +424,25 @@ absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
           "names; choose a preset of one width, and rules",
           spec.preset));
     }
+    if (const std::string head = tied ? MissingHead(rules[i]) : ""; !head.empty()) {
+      // Nothing to leave alone.
+      if (rules[i].skip) continue;
+      return BadRule(spec.rule[i],
+                     head +
+                         " is the embedding in this model (tie_word_embeddings): leave the rule "
+                         "out, or name the embedding, which gguf and dequantized can hold");
+    }
     return BadRule(spec.rule[i],
                    "matches no linear layer of the model; a pattern must match a whole name such "
                    "as " +
-                       Quote(example));
+                       Quote(example) + ", or name the embedding or head");
   }
   if (!any_scheme) {
     return absl::InvalidArgumentError(
         "rule: the rules skip every layer, nothing is left to quantize");
   }
   PTQ_RETURN_IF_ERROR(CheckSuperBlocks(layers));
+  PTQ_RETURN_IF_ERROR(CheckVocabularies(layers));
   PTQ_RETURN_IF_ERROR(CheckGroupSizes(layers));
   PTQ_RETURN_IF_ERROR(CheckFormats(spec, layers));
   return layers;

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/quantization_scheme.h"
+#include "formats/headers/planned_module.h"
 #include "formats/headers/tensor_table.h"
 #include "worker/spec/job_spec.h"
 
@@ -32,20 +33,24 @@ absl::StatusOr<SchemeRule> ParseSchemeRule(const std::string& text);
 
 struct EffectiveScheme {
   std::string module;  // "model.layers.0.mlp.down_proj"
-  int64_t block = 0;
+  int64_t block = 0;   // of the embedding and the head as BlockOf has it
   int64_t out_features = 0;
   int64_t in_features = 0;
   std::optional<QuantizationScheme> scheme;  // none: left in its original dtype
   bool transposed = false;                   // TableTensor::transposed
+  ModulePlace place = ModulePlace::kBlock;
 };
 
 // One entry for every linear layer inside the decoder blocks of `table`, in its order; the first
 // rule that matches wins, those of the preset after all others. Where a preset alone asks for a
 // K-quant and super-blocks do not divide the layer's in_features, the layer gets what llama.cpp
-// falls back to. kInvalidArgument: a rule that matches no module; a group size, or another
-// K-quant's super-blocks, that do not divide in_features, listing the layers, and the rule that
-// would leave them alone. kFailedPrecondition: a layer that one of the asked-for formats can't
-// hold, and a format that can.
+// falls back to. Embedding and head have an entry, with a scheme, where a rule of the spec names
+// them: matches them, but would not match any name in their place (".*").
+// kInvalidArgument: a rule that matches no module; a group size, or another K-quant's super-blocks,
+// that do not divide in_features, listing the layers, and the rule that would leave them alone; one
+// scale for a whole embedding or head; a rule for the head of a model that has none but its
+// embedding. kFailedPrecondition: a layer that one of the asked-for formats can't hold, and a
+// format that can.
 absl::StatusOr<std::vector<EffectiveScheme>> ResolveSchemes(const JobSpec& spec,
                                                             const std::vector<TableTensor>& table);
 

@@ -45,4 +45,13 @@ std::optional<FusedSet> FusedSetOf(const std::string& module) {
   return std::nullopt;
 }
 
+bool IsOutsideOfBlocks(const std::string& module) {
+  for (size_t dot = module.find('.'); dot != std::string::npos; dot = module.find('.', dot + 1)) {
+    if (dot + 1 < module.size() && std::isdigit(static_cast<unsigned char>(module[dot + 1]))) {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace ptq

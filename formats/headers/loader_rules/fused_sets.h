@@ -18,6 +18,9 @@ struct FusedSet {
 };
 std::optional<FusedSet> FusedSetOf(const std::string& module);
 
+// Whether a quantized module is the head or the embedding, going by its name: blocks have numbers.
+bool IsOutsideOfBlocks(const std::string& module);
+
 }  // namespace ptq
 
 #endif  // PTQ_FORMATS_HEADERS_LOADER_RULES_FUSED_SETS_H_

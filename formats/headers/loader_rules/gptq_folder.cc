@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "formats/headers/loader_rules/fused_sets.h"
 #include "formats/headers/loader_rules/loaded_folder.h"
 #include "formats/headers/quote.h"
 
@@ -227,6 +228,17 @@ bool OutsideOfBlocks(LoadedFolder& folder, const std::string& module) {
          });
 }
 
+// What lies outside of the blocks has to be named: GPTQ's head by the key lm_head, auto-round's by
+// its extra_config. AWQ's loaders know no such layers.
+bool NamesOutside(LoadedFolder& folder, const std::vector<Override>& overrides,
+                  const std::string& module) {
+  if (!IsOutsideOfBlocks(module)) return true;
+  if (folder.method == "gptq") return ConfigBool(folder, folder.quantization, "lm_head", false);
+  return folder.method == "auto-round" &&
+         std::any_of(overrides.begin(), overrides.end(),
+                     [&module](const Override& override) { return Applies(override, module); });
+}
+
 }  // namespace
 
 void ReadGptqLayers(LoadedFolder& folder, std::vector<std::string>* parts) {
@@ -243,7 +255,7 @@ void ReadGptqLayers(LoadedFolder& folder, std::vector<std::string>* parts) {
     if (!absl::EndsWith(name, kCodes)) continue;
     const std::string module = name.substr(0, name.size() - std::string(kCodes).size());
     const Scheme scheme = SchemeOf(folder, *base, overrides, module);
-    if (!scheme.quantized) {
+    if (!scheme.quantized || !NamesOutside(folder, overrides, module)) {
       folder.faults.Refuse(module,
                            "is packed, and quantization_config says that it is not quantized");
       continue;

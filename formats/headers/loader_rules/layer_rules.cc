@@ -76,7 +76,13 @@ std::string TileText(const QuantizedLayer& layer, const char* engine, const char
 
 // CompressedTensorsWNA16 (compressed_tensors/schemes/compressed_tensors_wNa16.py): types by bits
 // and symmetry; then a kernel of kernels/linear/mixed_precision, of which Marlin serves most GPUs.
+// get_quant_method knows ParallelLMHead since the releases that quantize embeddings.
 void CheckVllmCompressedTensors(const QuantizedLayer& layer, Findings* findings) {
+  if (IsOutsideOfBlocks(layer.module)) {
+    findings->Remark(layer.module,
+                     "releases of vLLM before 0.29 know no quantized head in compressed-tensors, "
+                     "and fail on its tensors; gptq's head loads in older ones too");
+  }
   if (layer.bits != 4 && layer.bits != 8) {
     findings->Refuse(layer.module,
                      absl::StrFormat("vLLM reads pack-quantized weights of 4 or 8 bits, and these "
@@ -144,6 +150,13 @@ void CheckAwq(const QuantizedLayer& layer, const char* engine, Findings* finding
 // IntxUnpackedToInt8Tensor's copy_ compares block_size, a tuple on one side and a list on the
 // other: measured with torchao 0.18, it raises for every Intx weight and never for an Int8Tensor.
 void CheckVllmTorchao(const QuantizedLayer& layer, Findings* findings) {
+  if (IsOutsideOfBlocks(layer.module)) {
+    // TorchAOConfig.get_quant_method: LinearBase alone.
+    findings->Refuse(layer.module,
+                     "vLLM reads torchao weights of the blocks' linear layers alone; leave it "
+                     "unquantized by a rule with skip");
+    return;
+  }
   if (layer.layout == Layout::kTorchaoInt8) return;
   findings->Refuse(layer.module,
                    "vLLM can't copy torchao's IntxUnpackedToInt8Tensor from safetensors (its copy_ "
@@ -170,8 +183,15 @@ void CheckVllmLayer(const QuantizedLayer& layer, Findings* findings) {
 
 // --- SGLang -------------------------------------------------------------------------------------
 
-// compressed_tensors/schemes/compressed_tensors_wNa16.py: always Marlin.
+// compressed_tensors/schemes/compressed_tensors_wNa16.py: always Marlin. get_quant_method knows
+// LinearBase alone, while GPTQ's and auto-round's know ParallelLMHead.
 void CheckSglangCompressedTensors(const QuantizedLayer& layer, Findings* findings) {
+  if (IsOutsideOfBlocks(layer.module)) {
+    findings->Refuse(layer.module,
+                     "SGLang knows no quantized head in compressed-tensors; leave it unquantized "
+                     "by a rule with skip, or write gptq");
+    return;
+  }
   if (layer.bits != 4 && layer.bits != 8) {
     findings->Refuse(
         layer.module,
@@ -289,6 +309,13 @@ void CheckTransformersLayer(const std::string& method, const QuantizedLayer& lay
       return;  // any width, group and shape
     case Layout::kGptq:
     case Layout::kGptqTrueZeros:
+      // optimum's convert_model looks for layers in blocks (measured with 2.3: the head is random).
+      if (IsOutsideOfBlocks(layer.module)) {
+        findings->Refuse(layer.module,
+                         "transformers reads GPTQ layers of blocks alone, and would make up the "
+                         "head at random; pass quantization_config=AutoRoundConfig(), whose loader "
+                         "takes it, or leave it unquantized by a rule with skip");
+      }
       return CheckGptqmodelLayer(layer, findings);
     case Layout::kAwq:
       // replace_with_awq_linear hands bits on to GPTQModel, whose AWQ kernels know 4.

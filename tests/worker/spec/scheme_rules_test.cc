@@ -24,8 +24,9 @@ using testing::StatusIs;
 constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
 
 // A Llama whose down projections have 96 input features, all others 64.
-std::vector<TableTensor> Table(int64_t blocks = 2) {
+std::vector<TableTensor> Table(int64_t blocks = 2, bool tied = false) {
   ModelConfig config;
+  config.tie_word_embeddings = tied;
   config.model_type = "llama";
   config.vocab_size = 32;
   config.hidden_size = 64;
@@ -129,6 +130,108 @@ TEST(ResolveSchemesTest, TheFirstRuleThatMatchesWins) {
             (QuantizationScheme{4, 32, true, ScaleRule::kFullRange}));
 }
 
+TEST(ResolveSchemesTest, HeadAndEmbeddingAreQuantizedWhereARuleNamesThem) {
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const auto layers,
+      ResolveSchemes(SpecWith({".*:bits=3", "lm_head:bits=8,group_size=-1", "lm_head:bits=2",
+                               "model\\.(embed_tokens|layers.*):symmetric=false"}),
+                     Table()));
+  ASSERT_EQ(layers.size(), 16u);
+  const EffectiveScheme& embedding = layers.front();
+  EXPECT_EQ(embedding.module, "model.embed_tokens");
+  EXPECT_EQ(embedding.place, ModulePlace::kEmbedding);
+  EXPECT_EQ(embedding.block, kEmbeddingBlock);
+  EXPECT_EQ(embedding.out_features, 32);
+  EXPECT_EQ(embedding.in_features, 64);
+  EXPECT_EQ(embedding.scheme, (QuantizationScheme{4, 32, false, ScaleRule::kFullRange}));
+  const EffectiveScheme& head = layers.back();
+  EXPECT_EQ(head.module, "lm_head");
+  EXPECT_EQ(head.place, ModulePlace::kHead);
+  EXPECT_EQ(head.block, 2);
+  EXPECT_EQ(head.scheme, (QuantizationScheme{8, -1, true, ScaleRule::kFullRange}));
+  EXPECT_EQ(layers[1].scheme, (QuantizationScheme{3, 32, true, ScaleRule::kFullRange}));
+}
+
+TEST(ResolveSchemesTest, PatternsForWhateverThereIsLeaveHeadAndEmbeddingAlone) {
+  for (const char* pattern : {".*", "model\\..*", ".*_.*", "\\S+", "(model|lm).*|.*"}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto layers,
+                             ResolveSchemes(SpecWith({std::string(pattern) + ":bits=8"}), Table()));
+    EXPECT_EQ(layers.size(), 14u) << pattern;
+  }
+  PTQ_ASSERT_OK_AND_ASSIGN(
+      const auto skipped,
+      ResolveSchemes(SpecWith({"lm_head:skip", ".*(head|embed_tokens):bits=8"}), Table()));
+  EXPECT_EQ(skipped.size(), 15u);
+  EXPECT_EQ(skipped.front().module, "model.embed_tokens");
+}
+
+TEST(ResolveSchemesTest, PresetsLeaveHeadAndEmbeddingAlone) {
+  for (const Preset& preset : Presets()) {
+    JobSpec spec;
+    spec.group_size = 32;
+    spec.preset = preset.name;
+    PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(spec, Table(8)));
+    for (const EffectiveScheme& layer : layers) EXPECT_EQ(layer.place, ModulePlace::kBlock);
+  }
+}
+
+TEST(ResolveSchemesTest, ATiedHeadIsTheEmbedding) {
+  JobSpec spec = SpecWith({"lm_head:bits=8"});
+  spec.format = {"gguf"};
+  EXPECT_THAT(ResolveSchemes(spec, Table(2, /*tied=*/true)),
+              StatusIs(kInvalid, AllOf(HasSubstr("rule \"lm_head:bits=8\""),
+                                       HasSubstr("lm_head is the embedding in this model"),
+                                       HasSubstr("gguf and dequantized"))));
+  spec.rule = {"lm_head:skip"};
+  EXPECT_THAT(ResolveSchemes(spec, Table(2, /*tied=*/true)), IsOk());
+  spec.rule = {"model.embed_tokens:bits=8"};
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(spec, Table(2, /*tied=*/true)));
+  EXPECT_EQ(layers.front().place, ModulePlace::kTiedEmbedding);
+  for (const char* format : {"affine", "dequantized"}) {
+    spec.format = {format};
+    EXPECT_THAT(ResolveSchemes(spec, Table(2, /*tied=*/true)), IsOk()) << format;
+  }
+  for (const char* format : {"compressed-tensors", "gptq", "auto-round", "awq"}) {
+    spec.rule = {"model.embed_tokens:bits=4"};
+    spec.format = {format};
+    EXPECT_THAT(ResolveSchemes(spec, Table(2, /*tied=*/true)),
+                StatusIs(absl::StatusCode::kFailedPrecondition,
+                         AllOf(HasSubstr("can't hold model.embed_tokens: it is the head too"),
+                               HasSubstr("--rule 'model.embed_tokens:skip'"),
+                               HasSubstr("affine, gguf or dequantized"))))
+        << format;
+  }
+}
+
+TEST(ResolveSchemesTest, FormatsWithoutAFormForHeadOrEmbeddingRefuse) {
+  for (const char* format : {"affine", "gguf", "dequantized"}) {
+    JobSpec spec = SpecWith({"model.embed_tokens:bits=8", "lm_head:bits=8"});
+    spec.format = {format};
+    EXPECT_THAT(ResolveSchemes(spec, Table()), IsOk()) << format;
+  }
+  for (const char* format : {"compressed-tensors", "gptq", "auto-round", "awq"}) {
+    JobSpec spec = SpecWith({"model.embed_tokens:bits=4"});
+    spec.format = {format};
+    EXPECT_THAT(ResolveSchemes(spec, Table()),
+                StatusIs(absl::StatusCode::kFailedPrecondition,
+                         AllOf(HasSubstr(format), HasSubstr("no quantized embedding"))));
+    spec.rule = {"lm_head:bits=4"};
+    if (std::string(format) != "awq") {
+      EXPECT_THAT(ResolveSchemes(spec, Table()), IsOk()) << format;
+      continue;
+    }
+    EXPECT_THAT(ResolveSchemes(spec, Table()),
+                StatusIs(absl::StatusCode::kFailedPrecondition,
+                         AllOf(HasSubstr("no quantized head"), HasSubstr("lm_head:skip"))));
+  }
+}
+
+TEST(ResolveSchemesTest, AVocabularyTakesNoSingleScale) {
+  EXPECT_THAT(
+      ResolveSchemes(SpecWith({"lm_head:group_size=0"}), Table()),
+      StatusIs(kInvalid, AllOf(HasSubstr("the whole of lm_head"), HasSubstr("group_size="))));
+}
+
 TEST(ResolveSchemesTest, PatternsMatchInFull) {
   EXPECT_THAT(ResolveSchemes(SpecWith({"down_proj:skip"}), Table()),
               StatusIs(kInvalid, AllOf(HasSubstr("rule \"down_proj:skip\""),
@@ -138,8 +241,8 @@ TEST(ResolveSchemesTest, PatternsMatchInFull) {
 }
 
 TEST(ResolveSchemesTest, ARuleThatMatchesNothingIsNamed) {
-  EXPECT_THAT(ResolveSchemes(SpecWith({".*:bits=8", "lm_head:bits=8"}), Table()),
-              StatusIs(kInvalid, HasSubstr("rule \"lm_head:bits=8\"")));
+  EXPECT_THAT(ResolveSchemes(SpecWith({".*:bits=8", "lm_hea:bits=8"}), Table()),
+              StatusIs(kInvalid, HasSubstr("rule \"lm_hea:bits=8\"")));
   EXPECT_THAT(ResolveSchemes(SpecWith({"model.layers.2..*:skip"}), Table()),
               StatusIs(kInvalid, HasSubstr("rule \"model.layers.2..*:skip\"")));
   // A rule whose layers an earlier one took does match something.

@@ -20,6 +20,7 @@ using ::testing::ElementsAre;
 using testing::EraseSketch;
 using testing::FolderTest;
 using testing::GptqModel;
+using testing::GptqParts;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using testing::IsOk;
@@ -44,6 +45,36 @@ class LoaderRulesTest : public FolderTest {
     return check.ok() ? check->verdicts[static_cast<size_t>(loader)] : LoaderVerdict();
   }
 };
+
+// The same models with a head of the blocks' scheme.
+constexpr int64_t kVocabulary = 128;
+QuantizedModel WithHead(QuantizedModel model, std::vector<TensorSketch> parts) {
+  EraseSketch(&model.tensors, "lm_head.weight");
+  // Marlin's tiles are multiples of 64.
+  model.config["vocab_size"] = kVocabulary;
+  model.tensor("model.embed_tokens.weight").shape[0] = kVocabulary;
+  for (TensorSketch& part : parts) model.tensors.push_back(std::move(part));
+  return model;
+}
+QuantizedModel PackedHead() {
+  QuantizedModel model =
+      WithHead(CompressedTensorsModel(), PackedParts("lm_head", kVocabulary, 256, 4, 128, true));
+  model.quantization()["ignore"] = Json::array();
+  model.quantization()["config_groups"]["group_0"]["targets"] = {"Linear", "lm_head"};
+  return model;
+}
+QuantizedModel GptqHead() {
+  QuantizedModel model = WithHead(GptqModel(), GptqParts("lm_head", kVocabulary, 256, 4, 128));
+  model.quantization()["lm_head"] = true;
+  return model;
+}
+QuantizedModel AutoRoundHead() {
+  std::vector<TensorSketch> parts = GptqParts("lm_head", kVocabulary, 256, 4, 128);
+  parts.pop_back();  // g_idx
+  QuantizedModel model = WithHead(AutoRoundModel(), std::move(parts));
+  model.quantization()["extra_config"]["lm_head"] = {{"bits", 4}, {"group_size", 128}};
+  return model;
+}
 
 // --- A model that keeps the rules ---------------------------------------------------------------
 
@@ -93,7 +124,14 @@ INSTANTIATE_TEST_SUITE_P(
         Pass{"auto_round_sglang", AutoRoundModel, Loader::kSglang},
         Pass{"intx_transformers", [] { return TorchaoModel(); }, Loader::kTransformers},
         Pass{"int8_transformers", [] { return TorchaoModel(true); }, Loader::kTransformers},
-        Pass{"int8_vllm", [] { return TorchaoModel(true); }, Loader::kVllm}),
+        Pass{"int8_vllm", [] { return TorchaoModel(true); }, Loader::kVllm},
+        Pass{"packed_head_transformers", PackedHead, Loader::kTransformers},
+        Pass{"packed_head_vllm", PackedHead, Loader::kVllm, Verdict::kLoadsWithRemark},
+        Pass{"gptq_head_vllm", GptqHead, Loader::kVllm},
+        Pass{"gptq_head_sglang", GptqHead, Loader::kSglang},
+        Pass{"auto_round_head_transformers", AutoRoundHead, Loader::kTransformers},
+        Pass{"auto_round_head_vllm", AutoRoundHead, Loader::kVllm},
+        Pass{"auto_round_head_sglang", AutoRoundHead, Loader::kSglang}),
     [](const auto& test) { return std::string(test.param.name); });
 
 // --- One thing broken ---------------------------------------------------------------------------
@@ -244,6 +282,18 @@ const std::vector<Break>& Breaks() {
       {"ct_head_not_ignored", Packed, Loader::kTransformers,
        [](auto& m) { m.quantization()["ignore"] = Json::array(); },
        "lm_head: is not quantized, but a group"},
+      {"ct_head_sglang", PackedHead, Loader::kSglang, [](auto&) {},
+       "lm_head: SGLang knows no quantized head in compressed-tensors"},
+      {"ct_head_vllm", PackedHead, Loader::kVllm, [](auto&) {},
+       "releases of vLLM before 0.29 know no quantized head", true},
+      {"gptq_head_transformers", GptqHead, Loader::kTransformers, [](auto&) {},
+       "lm_head: transformers reads GPTQ layers of blocks alone"},
+      {"gptq_head_without_its_key", GptqHead, Loader::kVllm,
+       [](auto& m) { m.quantization()["lm_head"] = false; },
+       "lm_head: is packed, and quantization_config says that it is not quantized"},
+      {"auto_round_head_that_is_not_named", AutoRoundHead, Loader::kTransformers,
+       [](auto& m) { m.quantization().erase("extra_config"); },
+       "lm_head: is packed, and quantization_config says that it is not quantized"},
       {"ct_no_target", Packed, Loader::kVllm,
        [](auto& m) {
          m.quantization()["config_groups"]["group_0"]["targets"] = {"re:.*self_attn.*", "re:.*up_proj",

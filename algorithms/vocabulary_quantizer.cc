@@ -1,0 +1,138 @@
+#include "algorithms/vocabulary_quantizer.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "algorithms/gptq/gptq.h"
+#include "algorithms/gptq/gptq_solver.h"
+#include "algorithms/rtn/full_range.h"
+#include "algorithms/rtn/opt_rtn.h"
+#include "algorithms/rtn/rtn.h"
+#include "algorithms/rtn/scale_search.h"
+#include "common/status_macros.h"
+#include "common/torch_status.h"
+
+namespace ptq {
+namespace {
+
+// 64 MiB in float32.
+constexpr int64_t kPieceElements = int64_t{1} << 24;
+
+class RowQuantizer {
+ public:
+  explicit RowQuantizer(const VocabularyRequest& request) : request_(request) {}
+
+  absl::Status Prepare() {
+    if (request_.method != RowMethod::kGptq) return absl::OkStatus();
+    const GptqOptions options;
+    PTQ_ASSIGN_OR_RETURN(factor_, FactorizeHessian(request_.statistics.hessian,
+                                                   options.damping_ladder, request_.cancel));
+    if (!factor_) {
+      fallback_reason_ = "Hessian not positive definite after damping, or not finite: opt-rtn";
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<AffineQuantizedTensor> Quantize(const at::Tensor& weight) {
+    const QuantizationScheme& scheme = request_.scheme;
+    if (request_.method == RowMethod::kRtn) {
+      return QuantizeRtn(weight, request_.stored_dtype, scheme);
+    }
+    const at::Tensor wide = weight.to(at::kFloat);
+    PTQ_ASSIGN_OR_RETURN(const QParams qparams, SearchScales(wide, request_.statistics.importance,
+                                                             scheme, request_.cancel));
+    if (factor_) {
+      PTQ_ASSIGN_OR_RETURN(const auto codes,
+                           SolveGptq(wide, qparams, scheme, *factor_,
+                                     GptqOptions().columns_per_tile, request_.cancel));
+      if (codes) {
+        return MakeRecord(*codes, qparams.scale, qparams.zero_point, request_.stored_dtype, scheme);
+      }
+      fallback_reason_ = "errors that are not finite while solving some rows: opt-rtn";
+    }
+    return QuantizeToScales(wide, qparams, request_.stored_dtype, scheme);
+  }
+
+  const std::string& fallback_reason() const { return fallback_reason_; }
+
+ private:
+  const VocabularyRequest& request_;
+  std::optional<GptqFactor> factor_;
+  std::string fallback_reason_;
+};
+
+// Makes room in `whole` for all rows, like those of `piece`.
+void Allocate(const AffineQuantizedTensor& piece, int64_t rows, AffineQuantizedTensor* whole) {
+  *whole = piece;
+  const auto room = [rows](const at::Tensor& part) {
+    return at::empty({rows, part.size(1)}, part.options().device(at::kCPU));
+  };
+  whole->int_data = room(piece.int_data);
+  whole->scale = room(piece.scale);
+  whole->zero_point = room(piece.zero_point);
+}
+
+}  // namespace
+
+absl::Status ForPiecesOfRows(
+    int64_t rows, int64_t columns,
+    const std::function<absl::Status(int64_t begin, int64_t count)>& body) {
+  const int64_t step = std::max<int64_t>(1, kPieceElements / columns);
+  for (int64_t begin = 0; begin < rows; begin += step) {
+    PTQ_RETURN_IF_ERROR(body(begin, std::min(step, rows - begin)));
+  }
+  return absl::OkStatus();
+}
+
+AffineQuantizedTensor RecordRows(const AffineQuantizedTensor& record, int64_t begin,
+                                 int64_t count) {
+  AffineQuantizedTensor rows = record;
+  rows.int_data = record.int_data.narrow(0, begin, count);
+  rows.scale = record.scale.narrow(0, begin, count);
+  rows.zero_point = record.zero_point.narrow(0, begin, count);
+  return rows;
+}
+
+absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& request) {
+  return CatchTorchErrors(request.module, [&]() -> absl::StatusOr<QuantizedLinear> {
+    const c10::NoGradGuard no_grad;
+    if (request.scheme.group_size == QuantizationScheme::kPerTensor) {
+      return absl::InvalidArgumentError(request.module + ": one scale for all rows");
+    }
+    RowQuantizer quantizer(request);
+    PTQ_RETURN_IF_ERROR(quantizer.Prepare());
+    QuantizedLinear result;
+    PTQ_RETURN_IF_ERROR(ForPiecesOfRows(
+        request.rows, request.columns, [&](int64_t begin, int64_t count) -> absl::Status {
+          PTQ_RETURN_IF_ERROR(request.cancel.Check());
+          PTQ_ASSIGN_OR_RETURN(const at::Tensor weight, request.read(begin, count));
+          if (!at::isfinite(weight).all().item<bool>()) {
+            return absl::InvalidArgumentError(absl::StrCat(request.module, ": rows ", begin, " to ",
+                                                           begin + count,
+                                                           " hold NaN or infinite values"));
+          }
+          PTQ_ASSIGN_OR_RETURN(const AffineQuantizedTensor piece, quantizer.Quantize(weight));
+          if (begin == 0) Allocate(piece, request.rows, &result.weight);
+          AffineQuantizedTensor rows = RecordRows(result.weight, begin, count);
+          rows.int_data.copy_(piece.int_data);
+          rows.scale.copy_(piece.scale);
+          rows.zero_point.copy_(piece.zero_point);
+          if (request.progress) {
+            request.progress(static_cast<double>(begin + count) /
+                             static_cast<double>(request.rows));
+          }
+          return absl::OkStatus();
+        }));
+    result.fallback_reason = quantizer.fallback_reason();
+    return result;
+  });
+}
+
+}  // namespace ptq
