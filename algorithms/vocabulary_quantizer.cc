@@ -8,11 +8,13 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "algorithms/gptq/gptq.h"
 #include "algorithms/gptq/gptq_solver.h"
 #include "algorithms/rtn/full_range.h"
+#include "algorithms/rtn/k_quant.h"
 #include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"
@@ -31,6 +33,10 @@ class RowQuantizer {
 
   absl::Status Prepare() {
     if (request_.method != RowMethod::kGptq) return absl::OkStatus();
+    if (request_.scheme.k_quant != KQuant::kNone) {
+      fallback_reason_ = "a K-quant outside of the blocks: opt-rtn";
+      return absl::OkStatus();
+    }
     const GptqOptions options;
     PTQ_ASSIGN_OR_RETURN(factor_, FactorizeHessian(request_.statistics.hessian,
                                                    options.damping_ladder, request_.cancel));
@@ -42,6 +48,11 @@ class RowQuantizer {
 
   absl::StatusOr<AffineQuantizedTensor> Quantize(const at::Tensor& weight) {
     const QuantizationScheme& scheme = request_.scheme;
+    if (scheme.k_quant != KQuant::kNone) {
+      const bool plain = request_.method == RowMethod::kRtn;
+      return QuantizeKQuant(weight, plain ? at::Tensor() : request_.statistics.importance,
+                            request_.stored_dtype, scheme.k_quant, request_.cancel);
+    }
     if (request_.method == RowMethod::kRtn) {
       return QuantizeRtn(weight, request_.stored_dtype, scheme);
     }
@@ -71,12 +82,9 @@ class RowQuantizer {
 // Makes room in `whole` for all rows, like those of `piece`.
 void Allocate(const AffineQuantizedTensor& piece, int64_t rows, AffineQuantizedTensor* whole) {
   *whole = piece;
-  const auto room = [rows](const at::Tensor& part) {
-    return at::empty({rows, part.size(1)}, part.options().device(at::kCPU));
-  };
-  whole->int_data = room(piece.int_data);
-  whole->scale = room(piece.scale);
-  whole->zero_point = room(piece.zero_point);
+  for (at::Tensor* part : TensorsOf(*whole)) {
+    *part = at::empty({rows, part->size(1)}, part->options().device(at::kCPU));
+  }
 }
 
 }  // namespace
@@ -94,9 +102,7 @@ absl::Status ForPiecesOfRows(
 AffineQuantizedTensor RecordRows(const AffineQuantizedTensor& record, int64_t begin,
                                  int64_t count) {
   AffineQuantizedTensor rows = record;
-  rows.int_data = record.int_data.narrow(0, begin, count);
-  rows.scale = record.scale.narrow(0, begin, count);
-  rows.zero_point = record.zero_point.narrow(0, begin, count);
+  for (at::Tensor* part : TensorsOf(rows)) *part = part->narrow(0, begin, count);
   return rows;
 }
 
@@ -118,12 +124,12 @@ absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& requ
                                                            begin + count,
                                                            " hold NaN or infinite values"));
           }
-          PTQ_ASSIGN_OR_RETURN(const AffineQuantizedTensor piece, quantizer.Quantize(weight));
+          PTQ_ASSIGN_OR_RETURN(AffineQuantizedTensor piece, quantizer.Quantize(weight));
           if (begin == 0) Allocate(piece, request.rows, &result.weight);
           AffineQuantizedTensor rows = RecordRows(result.weight, begin, count);
-          rows.int_data.copy_(piece.int_data);
-          rows.scale.copy_(piece.scale);
-          rows.zero_point.copy_(piece.zero_point);
+          const std::vector<at::Tensor*> targets = TensorsOf(rows);
+          const std::vector<at::Tensor*> parts = TensorsOf(piece);
+          for (size_t i = 0; i < parts.size(); ++i) targets[i]->copy_(*parts[i]);
           if (request.progress) {
             request.progress(static_cast<double>(begin + count) /
                              static_cast<double>(request.rows));
