@@ -51,6 +51,10 @@ struct BlockResult {
   std::vector<ModuleResult> modules;
 };
 
+// report.json's `model` {name, architecture, block_count, parameters}; `path` is the folder as the
+// job was given it, or a .gguf file.
+Json DescribeModel(const std::string& path, const ModelConfig& config);
+
 // An element of report.json's `blocks`, and what a block's manifest keeps of it for a resumed run.
 Json BlockResultToJson(const BlockResult& block);
 
