@@ -45,6 +45,7 @@ gpu-build:
 	ninja -C $(BUILD) -j $(JOBS)
 
 gpu-test: gpu-build      ## on a machine with an NVIDIA GPU: build with CUDA, GPU tests, GPU figures
+	tools/setup.sh peers
 	ctest --test-dir $(BUILD) --output-on-failure -L gpu
 
 bench-gpu: gpu-build     ## there too: tuning against what the GPU could do at best and against auto-round (an hour)

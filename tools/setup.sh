@@ -4,7 +4,7 @@
 # base         what building and the demo need
 # peers        and the wheels and npm packages that the interop tests compare with
 # long         and the programs of the long tests: a loader that is built from source, llm-compressor
-# benchmarks   and what auto-round's tuner imports, to be timed
+# benchmarks   and what compiling the peer needs, to be timed
 # cuda         and NVIDIA's compiler from PyPI, for the CUDA part
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -74,14 +74,14 @@ install_npm() {
   npm install --prefix .venv/npm --omit=optional --no-audit --no-fund --loglevel=error "${packages[@]}" >&2
   cp "$list" "$stamp"
 }
-# auto-round would bring its data sets' stack, which its formulas and its tuner don't need.
+# auto-round would bring another torch and more, which what we call of it does not need.
 install_peers() { install_wheels peers; install_wheels peers-no-deps --no-deps; install_npm peers; }
 install_wheels base
 case $what in
   base) ;;
   peers) install_peers ;;
-  long) install_peers; install_wheels benchmarks --no-deps; install_gptqmodel; install_llmcompressor ;;
-  benchmarks) install_peers; install_wheels benchmarks --no-deps ;;
+  long) install_peers; install_gptqmodel; install_llmcompressor ;;
+  benchmarks) install_peers ;;
   cuda) install_wheels cuda ;;
   *) say "unknown part '$what'"; exit 2 ;;
 esac

@@ -9,8 +9,10 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import gguf
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -124,15 +126,22 @@ def test_the_gguf_package_decodes_our_records(example):
 
 def dequantized_model(folder, records, kind=None):
     """transformers' float32 model with the values of the records."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    parameters = dict(model.named_parameters())
-    modules = {name.removesuffix("._weight_qdata") for name in records if name.endswith("._weight_qdata")}
-    for module in modules:
+    tensors = {}
+    for path in pathlib.Path(folder).glob("*.safetensors"):
+        tensors |= {name: tensor.float() for name, tensor in load_file(path).items()}
+    for module in {name.removesuffix("._weight_qdata") for name in records if name.endswith("._weight_qdata")}:
         values = torch.from_numpy(record_values(records, module, kind in HAS_MINIMUM and kind))
-        parameter = parameters[module + ".weight"]
-        is_conv1d = type(model.get_submodule(module)).__name__ == "Conv1D"
-        parameter.data.copy_(values.T if is_conv1d else values)
-    return model
+        name = f"{module}.weight"
+        # GPT-2's Conv1D has them the other way round; a square one shows it by being nearer.
+        swapped = (tensors[name] - values.T).norm() < (tensors[name] - values).norm() if (
+            values.shape[0] == values.shape[1]) else tensors[name].shape != values.shape
+        tensors[name] = values.T.contiguous() if swapped else values
+    with tempfile.TemporaryDirectory() as target:
+        for path in pathlib.Path(folder).glob("*.json"):
+            if "index" not in path.name:
+                shutil.copy(path, target)
+        save_file(tensors, f"{target}/model.safetensors", {"format": "pt"})
+        return transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
 
 
 def logits_of(model, ids):

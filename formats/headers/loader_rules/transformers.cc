@@ -1,5 +1,7 @@
 // transformers 5 (5.23): quantizers/, utils/quantization_config.py, modeling_utils.py.
+#include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
+#include "formats/headers/loader_rules/fused_sets.h"
 #include "formats/headers/loader_rules/layer_rules.h"
 #include "formats/headers/loader_rules/loaders.h"
 #include "formats/headers/quote.h"
@@ -36,6 +38,35 @@ void CheckUnlisted(const LoadedFolder& folder, const char* key, Findings* findin
   }
 }
 
+// A layer's routed experts are one tensor in transformers 5. compressed-tensors stacks packed ones
+// into it and auto-round puts linear layers in its place; the other quantizers leave the experts'
+// tensors out, and the model runs with what its memory held.
+void CheckExperts(const LoadedFolder& folder, Findings* findings) {
+  for (const QuantizedLayer& layer : folder.layers) {
+    const auto set = FusedSetOf(layer.module);
+    if (!set || set->joins_rows) continue;
+    // Mixtral's names are w1, w2, w3.
+    const bool renamed = !absl::EndsWith(layer.module, "_proj");
+    if (folder.method == "torchao") {
+      findings->Refuse(layer.module,
+                       "transformers leaves routed experts out of torchao files, without an "
+                       "error; write compressed-tensors");
+    } else if (folder.method == "gptq" || folder.method == "awq") {
+      findings->Refuse(
+          layer.module,
+          absl::StrFormat("transformers leaves routed experts out of %s files, without an error; "
+                          "%s",
+                          folder.method,
+                          renamed ? "write compressed-tensors"
+                                  : "open them by GPTQModel.load, or write compressed-tensors"));
+    } else if (folder.method == "auto-round" && renamed) {
+      findings->Refuse(layer.module,
+                       "auto-round looks for experts named gate_proj, up_proj and down_proj; write "
+                       "compressed-tensors");
+    }
+  }
+}
+
 }  // namespace
 
 void CheckTransformers(const LoadedFolder& folder, Findings* findings, std::string* needs) {
@@ -64,6 +95,7 @@ void CheckTransformers(const LoadedFolder& folder, Findings* findings, std::stri
     *needs = "gptqmodel and accelerate";
     CheckUnlisted(folder, "modules_to_not_convert", findings);
   }
+  CheckExperts(folder, findings);
   CheckLayers(Loader::kTransformers, folder.method, folder.layers, findings);
   // from_pretrained reports them as unexpected and goes on.
   for (const std::string& name : folder.stray_tensors) {

@@ -439,6 +439,43 @@ TEST_F(LoaderRulesTest, MarlinTilesAreOfFusedLayers) {
   EXPECT_EQ(Judge(Narrow(), Loader::kTransformers).verdict, Verdict::kLoads);
 }
 
+// Two blocks of routed experts, their layers as `method` has them.
+QuantizedModel Experts(const QuantizedModel& method, const Json& changes) {
+  Json config = {{"num_experts_per_tok", 2}, {"tie_word_embeddings", false}};
+  config.update(changes);
+  const bool packed = method.config["quantization_config"].contains("config_groups");
+  QuantizedModel model = testing::WithLayers(
+      [&](const std::string& module, int64_t n, int64_t k) {
+        return packed ? PackedParts(module, n, k, 4, 128, true)
+                      : testing::GptqParts(module, n, k, 4, 128);
+      },
+      config);
+  model.quantization() = method.config["quantization_config"];
+  return model;
+}
+
+TEST_F(LoaderRulesTest, RoutedExpertsLoadWhereALibraryPutsThemBack) {
+  const Json qwen = {{"model_type", "qwen3_moe"},
+                     {"architectures", {"Qwen3MoeForCausalLM"}},
+                     {"num_experts", 4},
+                     {"norm_topk_prob", true},
+                     {"head_dim", 64},
+                     {"moe_intermediate_size", 128}};
+  const Json mixtral = {{"model_type", "mixtral"},
+                        {"architectures", {"MixtralForCausalLM"}},
+                        {"num_local_experts", 4}};
+  const Loader loader = Loader::kTransformers;
+  EXPECT_THAT(Judge(Experts(Packed(), qwen), loader).problems, IsEmpty());
+  EXPECT_THAT(Judge(Experts(Packed(), mixtral), loader).problems, IsEmpty());
+  EXPECT_THAT(Judge(Experts(AutoRoundModel(), qwen), loader).problems, IsEmpty());
+  EXPECT_THAT(Judge(Experts(AutoRoundModel(), mixtral), loader).problems,
+              ElementsAre(HasSubstr("auto-round looks for experts named gate_proj")));
+  EXPECT_THAT(Judge(Experts(Gptq(), qwen), loader).problems,
+              ElementsAre(HasSubstr("open them by GPTQModel.load")));
+  EXPECT_THAT(Judge(Experts(Gptq(), mixtral), loader).problems,
+              ElementsAre(HasSubstr("without an error; write compressed-tensors")));
+}
+
 TEST_F(LoaderRulesTest, CodesFillWords) {
   QuantizedModel model = Narrow();
   model.config["intermediate_size"] = 516;  // down_proj: 516 columns of 4 bits are 64.5 words

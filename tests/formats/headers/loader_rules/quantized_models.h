@@ -53,9 +53,11 @@ inline void WriteQuantizedModel(const std::string& folder, const QuantizedModel&
 
 // Layers of the blocks become `parts(module, out_features, in_features)`; the rest stays.
 inline QuantizedModel WithLayers(
-    const std::function<std::vector<TensorSketch>(const std::string&, int64_t, int64_t)>& parts) {
+    const std::function<std::vector<TensorSketch>(const std::string&, int64_t, int64_t)>& parts,
+    const Json& changes = Json::object()) {
   QuantizedModel model;
-  for (const TableTensor& row : BuildTensorTable(TinyModelConfig(LlamaConfig()))) {
+  model.config.update(changes);
+  for (const TableTensor& row : BuildTensorTable(TinyModelConfig(model.config))) {
     if (row.role != TensorRole::kLinearWeight || row.block < 0) {
       model.tensors.push_back({row.name, DType::kF16, row.shape});
       continue;
