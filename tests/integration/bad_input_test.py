@@ -222,8 +222,8 @@ def test_what_is_not_quantized_is_not_converted(shared_server, tiny_model, tmp_p
 
 
 def test_a_format_that_cannot_hold_it_is_refused_at_submission(shared_server, quantized, tmp_path):
-    for folder, name, reason in [("w3", "gguf", r"q_proj: it has no type for 3 bits"),
-                                 ("w3", "awq", r"q_proj: it has 3 bits, and the format 4"),
+    for folder, name, reason in [("w3", "gguf", r"_proj: it has no type for 3 bits"),
+                                 ("w3", "awq", r"_proj: it has 3 bits, and the format 4"),
                                  ("w3", "onnx", r"onnx.*is none of affine")]:
         result = shared_server.ptq("convert", quantized / folder, "--format", name, "--output", tmp_path / "out", code=2)
         expect_one_sentence(result, reason)

@@ -57,11 +57,15 @@ def tensors_of(folder):
     return tensors
 
 
-def same_tensors(ours, theirs):
+def same_tensors(ours, theirs, norms_beside_one=False):
+    """`norms_beside_one`: the file has 1 + weight in float32, which rounds the smallest weights of norms."""
     ours, theirs = tensors_of(ours), tensors_of(theirs)
     assert sorted(ours) == sorted(theirs)
     for name, tensor in theirs.items():
-        assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
+        mine = ours[name]
+        if norms_beside_one and name.endswith("norm.weight"):
+            mine, tensor = mine.float() + 1, tensor.float() + 1
+        assert mine.dtype == tensor.dtype and torch.equal(mine, tensor), name
 
 
 def alone(file, folder):
@@ -76,7 +80,7 @@ SCHEMES = {"Q8_0": {"bits": 8}, "Q4_0": {"bits": 4}, "Q5_0": {"bits": 5}, "Q4_1"
 
 @pytest.mark.parametrize("kind", SCHEMES)
 def test_our_files_come_back_as_the_jobs_records(tmp_path, kind):
-    job = run_job(tmp_path, EXAMPLE, **SCHEMES[kind], rule=["model.layers.2.mlp.up_proj:skip"])
+    job = run_job(tmp_path, EXAMPLE, **SCHEMES[kind], rule=["model.layers.2.mlp.down_proj:skip"])
     reader = gguf.GGUFReader(job / "gguf" / "model.gguf")
     assert {t.name: t.tensor_type.name for t in reader.tensors}["blk.1.attn_q.weight"] == kind
     file = alone(job / "gguf" / "model.gguf", tmp_path / "alone")
@@ -107,7 +111,7 @@ def test_the_rebuilt_config_computes_the_same(tmp_path, name):
     config = make_model(tmp_path / "model", name)
     job = run_job(tmp_path, tmp_path / "model", bits=8, format="affine,gguf,dequantized")
     convert(alone(job / "gguf" / "model.gguf", tmp_path / "alone"), "affine,dequantized", tmp_path / "back")
-    same_tensors(tmp_path / "back" / "affine", job / "affine")
+    same_tensors(tmp_path / "back" / "affine", job / "affine", norms_beside_one="gemma" in name)
     ids = torch.randint(0, config.vocab_size, (1, 200), generator=torch.Generator().manual_seed(3))
     logits = []
     for folder in (job / "dequantized", tmp_path / "back" / "dequantized"):
