@@ -11,7 +11,7 @@ test: build              ## every test: C++, real binaries, Python interop
 	tools/setup.sh peers
 	ctest --test-dir $(BUILD) --output-on-failure -LE 'gpu|long'
 
-test-long: build         ## cells that take longer: every format in the loaders that have to be built
+test-long: build         ## cells that take longer: loaders that have to be built, llm-compressor's own files
 	tools/setup.sh long
 	ctest --test-dir $(BUILD) --output-on-failure -L long
 

@@ -52,6 +52,45 @@ bool IsUuid(const std::string& text) {
   return true;
 }
 
+CLI::Option* AddFormatFlag(CLI::App& command, JobSpec& spec, const std::string& description) {
+  return command
+      .add_option_function<std::string>(
+          "--format",
+          [&spec](const std::string& text) {
+            auto formats = ParseOutputFormats(absl::StrSplit(text, ','));
+            if (!formats.ok()) throw CLI::ValidationError("--format", Message(formats.status()));
+            spec.format = *std::move(formats);
+          },
+          description)
+      ->type_name(absl::StrJoin(kOutputFormatNames, "|"));
+}
+
+void AddServerPathFlag(CLI::App& command, JobFlags& flags) {
+  command
+      .add_flag("--server-path", flags.server_path,
+                "The paths lie on the server, below one of its model roots: nothing is uploaded.")
+      ->group("Inputs");
+}
+
+// What any job carries.
+void AddSubmissionFlags(CLI::App& command, JobFlags& flags) {
+  const auto job = [](CLI::Option* option) { option->group("Job"); };
+  job(command
+          .add_option("--label", flags.labels,
+                      "KEY=VALUE that the job carries; `ptq list --filter` finds it. Repeatable.")
+          ->type_name("KEY=VALUE")
+          ->allow_extra_args(false));
+  job(command
+          .add_option("--request-id", flags.request_id,
+                      "The same UUID gives the same job, however often the command runs.")
+          ->type_name("UUID"));
+  job(command.add_flag("--validate-only", flags.validate_only,
+                       "Check everything that can be known without reading weights; no job is "
+                       "made."));
+  job(command.add_flag("--no-reuse", flags.no_reuse,
+                       "Compute again even if the server has the result of equal work."));
+}
+
 }  // namespace
 
 void AddJobFlags(CLI::App& command, JobFlags& flags) {
@@ -75,9 +114,7 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
                          "Held-out text of the same kinds. The report then says what the "
                          "quantization cost: perplexity, KL divergence, top-1 agreement.")
              ->type_name("FILE"));
-  inputs(command.add_flag("--server-path", flags.server_path,
-                          "The paths lie on the server, below one of its model roots: nothing is "
-                          "uploaded."));
+  AddServerPathFlag(command, flags);
 
   const auto scheme = [](CLI::Option* option) { option->group("Quantization"); };
   scheme(
@@ -147,23 +184,13 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
   scheme(AddChoice(command, "--scale-rule", spec.scale_rule, ParseScaleRule, ScaleRuleName,
                    absl::StrJoin(kScaleRuleNames, "|"),
                    "How rtn derives scales: Auto-Round's full-range rule or torchao's own."));
-  scheme(
-      command
-          .add_option_function<std::string>(
-              "--format",
-              [&spec](const std::string& text) {
-                auto formats = ParseOutputFormats(absl::StrSplit(text, ','));
-                if (!formats.ok()) {
-                  throw CLI::ValidationError("--format", Message(formats.status()));
-                }
-                spec.format = *std::move(formats);
-              },
-              "What the result is written as; several, with commas, share one quantization, and "
-              "each gets a folder of its name. affine: transformers with torchao; "
-              "compressed-tensors, gptq, awq: vLLM, SGLang, transformers; auto-round: AutoRound's "
-              "loader; dequantized: a plain checkpoint with the rounded weights.")
-          ->type_name(absl::StrJoin(kOutputFormatNames, "|"))
-          ->default_str(absl::StrJoin(spec.format, ",")));
+  scheme(AddFormatFlag(command, spec,
+                       "What the result is written as; several, with commas, share one "
+                       "quantization, and each gets a folder of its name. affine: transformers "
+                       "with torchao; compressed-tensors, gptq, awq: vLLM, SGLang, transformers; "
+                       "auto-round: AutoRound's loader; gguf: llama.cpp; dequantized: a plain "
+                       "checkpoint with the rounded weights.")
+             ->default_str(absl::StrJoin(spec.format, ",")));
 
   const auto tuning = [](CLI::Option* option) { option->group("Calibration"); };
   tuning(AddChoice(
@@ -222,20 +249,24 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
                 "On a GPU: on takes as little of its memory as it can (activations in host memory, "
                 "smaller pieces at a time), somewhat slower; auto does so as far as the job would "
                 "not fit otherwise."));
-  job(command
-          .add_option("--label", flags.labels,
-                      "KEY=VALUE that the job carries; `ptq list --filter` finds it. Repeatable.")
-          ->type_name("KEY=VALUE")
-          ->allow_extra_args(false));
-  job(command
-          .add_option("--request-id", flags.request_id,
-                      "The same UUID gives the same job, however often the command runs.")
-          ->type_name("UUID"));
-  job(command.add_flag("--validate-only", flags.validate_only,
-                       "Check everything that can be known without reading weights; no job is "
-                       "made."));
-  job(command.add_flag("--no-reuse", flags.no_reuse,
-                       "Compute again even if the server has the result of equal work."));
+  AddSubmissionFlags(command, flags);
+}
+
+void AddConversionFlags(CLI::App& command, JobFlags& flags) {
+  flags.spec.task = Task::kConvert;
+  command
+      .add_option("MODEL", flags.spec.model,
+                  "Folder of a quantized model, of whatever program: affine (torchao), "
+                  "compressed-tensors, gptq, awq, auto-round or gguf; a .gguf file; or a model on "
+                  "the server by its name, tenants/.../models/...")
+      ->type_name("DIR")
+      ->required();
+  AddServerPathFlag(command, flags);
+  AddFormatFlag(command, flags.spec,
+                "What it is written as; of several, with commas, each gets a folder of its name.")
+      ->required()
+      ->group("Output");
+  AddSubmissionFlags(command, flags);
 }
 
 absl::Status ValidateJobFlags(const JobFlags& flags) {
@@ -268,6 +299,12 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
   }
   v1::QuantizationSpec& message = *request.mutable_spec();
   message.set_model(inputs.model);
+  message.set_cache_policy(flags.no_reuse ? v1::SKIP_LOOKUP : v1::REUSE);
+  for (const std::string& format : spec.format) message.add_output_formats(format);
+  if (spec.task == Task::kConvert) {
+    message.mutable_convert();
+    return request;
+  }
   message.set_calibration_dataset(inputs.calibration);
   message.set_evaluation_dataset(inputs.evaluation);
   SetAlgorithmField(AlgorithmName(spec.algorithm), message);
@@ -302,11 +339,9 @@ absl::StatusOr<v1::CreateQuantizationJobRequest> MakeJobRequest(const JobFlags& 
     if (rule->k_quant != KQuant::kNone) entry.set_scheme(KQuantName(rule->k_quant));
   }
   message.set_allow_split_fused_sets(spec.allow_split_fused_sets);
-  for (const std::string& format : spec.format) message.add_output_formats(format);
   message.set_seed(spec.seed);
   message.mutable_resources()->set_device(DeviceName(spec.device));
   message.mutable_resources()->set_low_memory(LowMemoryName(spec.low_memory));
-  message.set_cache_policy(flags.no_reuse ? v1::SKIP_LOOKUP : v1::REUSE);
   message.mutable_calibration()->set_samples(spec.samples);
   message.mutable_calibration()->set_sequence_length(spec.sequence_length);
   if (spec.evaluation_window > 0) {

@@ -1,4 +1,5 @@
-// What `quantize` and `submit` are told on the command line, and the API's spelling of it.
+// What `quantize`, `submit` and `convert` are told on the command line, and the API's spelling of
+// it.
 #ifndef PTQ_CLIENT_JOB_FLAGS_H_
 #define PTQ_CLIENT_JOB_FLAGS_H_
 
@@ -24,6 +25,9 @@ struct JobFlags {
 
 // Adds MODEL_DIR and all job flags; `flags` must outlive the parse.
 void AddJobFlags(CLI::App& command, JobFlags& flags);
+
+// The same for `convert`: MODEL, --format and the flags of any job.
+void AddConversionFlags(CLI::App& command, JobFlags& flags);
 
 // What can be checked without a server: ValidateJobSpec's ranges with the flags' names, labels, and
 // the request id's form. kInvalidArgument.

@@ -16,6 +16,8 @@
 #include "common/status_util.h"
 #include "formats/headers/checkpoint_index.h"
 #include "formats/headers/inspect.h"
+#include "formats/headers/loader_rules/quantized_model.h"
+#include "formats/headers/model_files.h"
 #include "formats/headers/tensor_table.h"
 #include "worker/spec/scheme_rules.h"
 
@@ -37,6 +39,13 @@ std::string AbsolutePath(const std::string& path) {
 // What the server would refuse after the upload, refused before it. A kind of model that only a
 // newer server knows is left to the server.
 absl::Status CheckModel(const JobSpec& spec) {
+  if (spec.task == Task::kConvert) {
+    const auto model = InspectQuantizedModel(spec.model);
+    if (absl::IsUnimplemented(model.status())) return absl::OkStatus();
+    PTQ_RETURN_IF_ERROR(model.status());
+    const absl::Status status = CheckConversion(*model, spec.format);
+    return status.ok() ? status : absl::Status(status.code(), WithFlagNames(Message(status)));
+  }
   const auto inspection = InspectCheckpoint(spec.model);
   if (absl::IsUnimplemented(inspection.status())) return absl::OkStatus();
   PTQ_RETURN_IF_ERROR(inspection.status());
@@ -47,16 +56,17 @@ absl::Status CheckModel(const JobSpec& spec) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<LocalFile>> ModelFiles(const std::string& folder,
+absl::StatusOr<std::vector<LocalFile>> ModelFiles(const std::string& model,
                                                   TransferObserver& observer) {
+  const std::string folder = ModelFolder(model);
   std::vector<std::string> skipped;
-  PTQ_ASSIGN_OR_RETURN(const auto names, SelectModelFiles(folder, &skipped));
+  PTQ_ASSIGN_OR_RETURN(const auto names, SelectModelFiles(model, &skipped));
   if (!skipped.empty()) {
     std::vector<std::string> shown(
         skipped.begin(),
         skipped.begin() + static_cast<ptrdiff_t>(std::min(skipped.size(), kMaxNamesInNote)));
     std::string note =
-        absl::StrFormat("Skipped %d %s that no quantization needs: %s", skipped.size(),
+        absl::StrFormat("Skipped %d %s that no job needs: %s", skipped.size(),
                         skipped.size() == 1 ? "entry" : "entries", absl::StrJoin(shown, ", "));
     if (shown.size() < skipped.size()) {
       note += absl::StrFormat(" and %d more", skipped.size() - shown.size());
@@ -102,8 +112,9 @@ absl::StatusOr<v1::QuantizationJob> SubmitJob(QuantizationClient& client, const 
                                               TransferObserver& observer) {
   PTQ_RETURN_IF_ERROR(ValidateJobFlags(flags));
   std::vector<LocalFile> model_files;
-  if (!flags.server_path) {
-    if (!IsDirectory(flags.spec.model)) {
+  const bool on_server = IsModelName(flags.spec.model) && !IsDirectory(flags.spec.model);
+  if (!flags.server_path && !on_server) {
+    if (!IsDirectory(ModelFolder(flags.spec.model))) {
       return absl::InvalidArgumentError("MODEL_DIR: there is no folder " + flags.spec.model);
     }
     PTQ_ASSIGN_OR_RETURN(model_files, ModelFiles(flags.spec.model, observer));
@@ -119,11 +130,16 @@ absl::StatusOr<v1::QuantizationJob> SubmitJob(QuantizationClient& client, const 
                                                          "--calibration", uploader));
   PTQ_ASSIGN_OR_RETURN(inputs.evaluation, CreateDataset(client, flags, flags.spec.evaluation,
                                                         "--evaluation", uploader));
-  v1::CreateModelRequest model;
-  model.set_parent(kDefaultTenant);
-  PTQ_ASSIGN_OR_RETURN(*model.mutable_source(),
-                       MakeSource(flags, flags.spec.model, model_files, uploader));
-  PTQ_ASSIGN_OR_RETURN(const auto created, client.CreateModel(model));
+  v1::Model created;
+  if (on_server) {
+    created.set_name(flags.spec.model);
+  } else {
+    v1::CreateModelRequest model;
+    model.set_parent(kDefaultTenant);
+    PTQ_ASSIGN_OR_RETURN(*model.mutable_source(),
+                         MakeSource(flags, flags.spec.model, model_files, uploader));
+    PTQ_ASSIGN_OR_RETURN(created, client.CreateModel(model));
+  }
   for (const std::string& warning : created.warnings()) observer.OnNote("Note: " + warning);
   inputs.model = created.name();
   PTQ_ASSIGN_OR_RETURN(const auto request, MakeJobRequest(flags, inputs));
@@ -140,6 +156,7 @@ absl::StatusOr<v1::QuantizationJob> SubmitJob(QuantizationClient& client, const 
 absl::StatusOr<Json> JobSpecWithPaths(const v1::QuantizationJob& job, const JobFlags& flags) {
   PTQ_ASSIGN_OR_RETURN(auto spec, ParseJson(job.job_spec_json()));
   spec["model"] = AbsolutePath(flags.spec.model);
+  if (flags.spec.task == Task::kConvert) return spec;
   spec["calibration"] = AbsolutePath(flags.spec.calibration);
   spec["evaluation"] = AbsolutePath(flags.spec.evaluation);
   return spec;

@@ -147,7 +147,8 @@ std::vector<std::string> ProgressView::Render(const TerminalTraits& terminal, in
   const v1::Progress& progress = job_.progress();
   const std::string title = absl::StrFormat("%-12s", connected_ ? PhaseTitle() : "Reconnecting");
   std::string counts;
-  if (progress.blocks_total() > 0) {
+  // A conversion goes through the blocks once for each format: they are not what it counts.
+  if (progress.blocks_total() > 0 && !job_.spec().has_convert()) {
     counts = absl::StrFormat("  %d/%d blocks", progress.blocks_done(), progress.blocks_total());
   }
   const bool with_bar = progress.blocks_total() > 0 && job_.state() == v1::QuantizationJob::RUNNING;

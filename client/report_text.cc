@@ -73,6 +73,7 @@ std::string TuningLines(const Json& report) {
 std::string BlockTable(const Json& report) {
   const Json* blocks = Find(report, {"blocks"});
   if (blocks == nullptr || !blocks->is_array() || blocks->empty()) return "";
+  if (Find(report, {"conversion"}) != nullptr) return "";  // whose blocks cost nothing
   std::vector<std::vector<std::string>> rows = {{"BLOCK", "SECONDS", "LOSS BEFORE", "AFTER"}};
   for (const Json& block : *blocks) {
     const auto seconds = Number(block, {"seconds"});
@@ -181,6 +182,21 @@ std::string TimeLine(const Json& report) {
   return parts.empty() ? "" : "\nTime: " + absl::StrJoin(parts, ", ") + "\n";
 }
 
+// What a conversion read and wrote.
+std::string ConversionSummary(const Json& conversion) {
+  std::vector<std::vector<std::string>> rows = {{"", "format", "files"}};
+  const auto row = [&rows](const char* label, const Json& entry) {
+    const auto bytes = Number(entry, {"bytes"});
+    rows.push_back({label, Text(entry, "format"),
+                    bytes ? FormatBytes(static_cast<int64_t>(*bytes)) : std::string("-")});
+  };
+  if (const Json* source = Find(conversion, {"source"})) row("  read", *source);
+  if (const Json* results = Find(conversion, {"results"}); results && results->is_array()) {
+    for (const Json& result : *results) row("  written", result);
+  }
+  return FormatTable(rows);
+}
+
 std::string Warnings(const Json& report) {
   const Json* warnings = Find(report, {"warnings"});
   if (warnings == nullptr || !warnings->is_array() || warnings->empty()) return "";
@@ -194,6 +210,7 @@ std::string Warnings(const Json& report) {
 }  // namespace
 
 std::string ReportSummary(const Json& report) {
+  if (const Json* conversion = Find(report, {"conversion"})) return ConversionSummary(*conversion);
   std::vector<std::vector<std::string>> rows;
   const auto before = Number(report, {"evaluation", "baseline", "perplexity"});
   const auto after = Number(report, {"evaluation", "quantized", "perplexity"});
@@ -246,6 +263,7 @@ std::string SchemeText(const v1::QuantizationSpec& spec) {
 
 std::string SpecSummary(const v1::QuantizationSpec& spec) {
   // The defaults are those of the API's messages.
+  if (spec.has_convert()) return "convert to " + absl::StrJoin(spec.output_formats(), ",");
   std::string algorithm = AlgorithmFieldName(spec);
   if (algorithm.empty()) algorithm = AlgorithmName(JobSpec().algorithm);
   const std::string& recipe = spec.auto_round().recipe();
@@ -265,7 +283,7 @@ std::string JobDetails(const v1::QuantizationJob& job) {
                                 (job.reused() ? " (an earlier job's result)" : "")});
   rows.push_back({"What:", SpecSummary(job.spec())});
   const v1::Progress& progress = job.progress();
-  if (progress.blocks_total() > 0) {
+  if (progress.blocks_total() > 0 && !job.spec().has_convert()) {
     std::string text =
         absl::StrFormat("%d of %d blocks", progress.blocks_done(), progress.blocks_total());
     if (!progress.phase().empty() && job.state() == v1::QuantizationJob::RUNNING) {

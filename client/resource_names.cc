@@ -48,6 +48,12 @@ absl::StatusOr<std::string> ResolveJobName(const std::string& text) {
       "`ptq list` shows them");
 }
 
+bool IsModelName(const std::string& text) {
+  const std::vector<std::string> parts = absl::StrSplit(text, '/');
+  return parts.size() == 4 && parts[0] == "tenants" && IsNamePart(parts[1]) &&
+         parts[2] == "models" && IsNamePart(parts[3]);
+}
+
 std::string ShortName(const std::string& name) { return name.substr(name.rfind('/') + 1); }
 
 std::string ParentOf(const std::string& job_name) {

@@ -16,6 +16,9 @@ inline constexpr char kDefaultTenant[] = "tenants/default";
 // of that, as its full name. kInvalidArgument for anything else.
 absl::StatusOr<std::string> ResolveJobName(const std::string& text);
 
+// Whether `text` is a model's full name, "tenants/{tenant}/models/{model}".
+bool IsModelName(const std::string& text);
+
 // The last part of a name.
 std::string ShortName(const std::string& name);
 

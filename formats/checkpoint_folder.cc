@@ -11,6 +11,7 @@
 #include "common/status_macros.h"
 #include "common/status_util.h"
 #include "common/torch_status.h"
+#include "formats/headers/model_files.h"
 #include "formats/headers/safetensors_header.h"
 #include "formats/record_file.h"
 
@@ -176,12 +177,12 @@ absl::StatusOr<std::vector<std::pair<std::string, std::string>>> CheckpointFolde
 
 absl::Status CheckpointFolder::CopyOtherFiles() const {
   const std::string& source = plan_.source.index.folder();
-  PTQ_ASSIGN_OR_RETURN(const auto names, SelectModelFiles(source, nullptr));
+  PTQ_ASSIGN_OR_RETURN(const auto names, ListSideFiles(source));
   for (const std::string& name : names) {
-    // Weights and indices (those of other weight formats too) are replaced by ours, config.json
-    // comes last, and a report would be one of another job.
-    if (name == kConfigName || name == "report.json" || absl::EndsWith(name, ".safetensors") ||
-        absl::EndsWith(name, ".index.json") || IsQuantizationConfig(name)) {
+    // Indices (those of other weight formats too) are replaced by ours, config.json comes last, and
+    // a report would be one of another job.
+    if (name == kConfigName || name == "report.json" || absl::EndsWith(name, ".index.json") ||
+        IsQuantizationConfig(name)) {
       continue;
     }
     PTQ_RETURN_IF_ERROR(CopyFileAtomically(JoinPath(source, name), JoinPath(folder_, name)));

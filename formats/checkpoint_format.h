@@ -29,18 +29,19 @@ class CheckpointFormat {
   // and another format if a record does not fit.
   virtual absl::Status Write(const QuantizedCheckpoint& checkpoint, const std::string& folder,
                              const CancellationToken& cancel) const = 0;
-  // Reads a folder of this format, ours or another program's. kUnimplemented if this format is only
-  // written; kInvalidArgument, naming file and field, if the folder is not what it says;
-  // kFailedPrecondition if no record can hold what it says.
+  // Reads a folder of this format (of gguf also a file), ours or another program's. kUnimplemented
+  // if this format is only written; kInvalidArgument, naming file and field, if the folder is not
+  // what it says; kFailedPrecondition if no record can hold what it says.
   virtual absl::StatusOr<std::unique_ptr<QuantizedCheckpoint>> Open(
       const std::string& folder) const = 0;
 };
 
 // nullptr if there is none of this name.
 const CheckpointFormat* FindCheckpointFormat(const std::string& name);
-// The format of the files in `folder`, by config.json's quantization_config or by a .gguf file.
-// kInvalidArgument saying what was found otherwise.
-absl::StatusOr<const CheckpointFormat*> DetectCheckpointFormat(const std::string& folder);
+// The format of the model in the folder `path`, by config.json's quantization_config, or by its
+// .gguf file where it has no safetensors weights; `path` may be such a file. kInvalidArgument
+// saying what was found otherwise.
+absl::StatusOr<const CheckpointFormat*> DetectCheckpointFormat(const std::string& path);
 
 // One for each line of the registry in checkpoint_format.cc.
 std::unique_ptr<CheckpointFormat> MakeAffineFormat();

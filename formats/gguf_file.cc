@@ -1,15 +1,19 @@
 #include "formats/gguf_file.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <future>
 #include <optional>
 #include <set>
 #include <type_traits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "common/status_util.h"
 #include "formats/hashing_writer.h"
+#include "formats/headers/loader_rules/gguf_header.h"
 #include "formats/headers/quote.h"
 
 namespace ptq {
@@ -22,15 +26,24 @@ constexpr size_t kMaxName = 63;
 
 // The numbers of the value kinds in a file.
 enum class ValueKind : uint32_t {
+  kUint8 = 0,
+  kInt8 = 1,
+  kUint16 = 2,
+  kInt16 = 3,
   kUint32 = 4,
   kInt32 = 5,
   kFloat32 = 6,
   kBool = 7,
   kString = 8,
   kArray = 9,
+  kUint64 = 10,
+  kInt64 = 11,
+  kFloat64 = 12,
 };
 
-int64_t Padding(int64_t size) { return (kAlignment - size % kAlignment) % kAlignment; }
+int64_t Padding(int64_t size, int64_t alignment = kAlignment) {
+  return (alignment - size % alignment) % alignment;
+}
 
 template <typename T>
 void Put(std::string& out, T value) {
@@ -68,6 +81,10 @@ struct ValueWriter {
   }
   void operator()(uint32_t value) const {
     Put(out, ValueKind::kUint32);
+    Put(out, value);
+  }
+  void operator()(int64_t value) const {
+    Put(out, ValueKind::kInt64);
     Put(out, value);
   }
   void operator()(float value) const {
@@ -163,14 +180,23 @@ class HeaderReader {
   int64_t position_ = 0;
 };
 
+// A number of the file's kind T.
 template <typename T>
-absl::StatusOr<GgufValue> GetScalars(HeaderReader& reader, uint64_t count) {
-  std::vector<T> values(count);
-  for (T& value : values) {
-    if constexpr (std::is_same_v<T, std::string>) {
-      PTQ_RETURN_IF_ERROR(reader.GetString(value));
-    } else {
-      PTQ_RETURN_IF_ERROR(reader.Get(value));
+absl::StatusOr<T> GetNumber(HeaderReader& reader) {
+  T value{};
+  PTQ_RETURN_IF_ERROR(reader.Get(value));
+  return value;
+}
+
+// `count` numbers of kind T as items; kInvalidArgument for one that does not fit.
+template <typename Item, typename T>
+absl::StatusOr<GgufValue> GetNumbers(HeaderReader& reader, uint64_t count) {
+  std::vector<Item> values(count);
+  for (uint64_t i = 0; i < count; ++i) {
+    PTQ_ASSIGN_OR_RETURN(const T value, GetNumber<T>(reader));
+    values[i] = static_cast<Item>(value);
+    if (std::is_integral_v<T> && static_cast<T>(values[i]) != value) {
+      return absl::InvalidArgumentError("an array of numbers beyond 32 bits");
     }
   }
   return GgufValue(std::move(values));
@@ -181,21 +207,40 @@ absl::StatusOr<GgufValue> GetArray(HeaderReader& reader) {
   uint64_t count = 0;
   PTQ_RETURN_IF_ERROR(reader.Get(kind));
   PTQ_RETURN_IF_ERROR(reader.Get(count));
-  PTQ_RETURN_IF_ERROR(reader.CheckCount(count, kind == ValueKind::kBool ? 1 : 4));
+  PTQ_RETURN_IF_ERROR(reader.CheckCount(count, 1));
   switch (kind) {
+    case ValueKind::kUint8:
+      return GetNumbers<int32_t, uint8_t>(reader, count);
+    case ValueKind::kInt8:
+      return GetNumbers<int32_t, int8_t>(reader, count);
+    case ValueKind::kUint16:
+      return GetNumbers<int32_t, uint16_t>(reader, count);
+    case ValueKind::kInt16:
+      return GetNumbers<int32_t, int16_t>(reader, count);
+    case ValueKind::kUint32:
+      return GetNumbers<int32_t, uint32_t>(reader, count);
     case ValueKind::kInt32:
-      return GetScalars<int32_t>(reader, count);
+      return GetNumbers<int32_t, int32_t>(reader, count);
+    case ValueKind::kUint64:
+      return GetNumbers<int32_t, uint64_t>(reader, count);
+    case ValueKind::kInt64:
+      return GetNumbers<int32_t, int64_t>(reader, count);
     case ValueKind::kFloat32:
-      return GetScalars<float>(reader, count);
-    case ValueKind::kString:
-      return GetScalars<std::string>(reader, count);
+      return GetNumbers<float, float>(reader, count);
+    case ValueKind::kFloat64:
+      return GetNumbers<float, double>(reader, count);
     case ValueKind::kBool: {
       std::vector<bool> values(count);
       for (size_t i = 0; i < count; ++i) {
-        uint8_t value = 0;
-        PTQ_RETURN_IF_ERROR(reader.Get(value));
+        PTQ_ASSIGN_OR_RETURN(const auto value, GetNumber<uint8_t>(reader));
         values[i] = value != 0;
       }
+      return GgufValue(std::move(values));
+    }
+    case ValueKind::kString: {
+      PTQ_RETURN_IF_ERROR(reader.CheckCount(count, sizeof(uint64_t)));
+      std::vector<std::string> values(count);
+      for (std::string& value : values) PTQ_RETURN_IF_ERROR(reader.GetString(value));
       return GgufValue(std::move(values));
     }
     default:
@@ -204,24 +249,46 @@ absl::StatusOr<GgufValue> GetArray(HeaderReader& reader) {
   }
 }
 
+// An integer as a uint32_t where it fits.
+template <typename T>
+absl::StatusOr<GgufValue> GetInteger(HeaderReader& reader) {
+  PTQ_ASSIGN_OR_RETURN(const T value, GetNumber<T>(reader));
+  if (std::in_range<uint32_t>(value)) return GgufValue(static_cast<uint32_t>(value));
+  if (std::in_range<int64_t>(value)) return GgufValue(static_cast<int64_t>(value));
+  return absl::InvalidArgumentError("an integer beyond 63 bits");
+}
+
 absl::StatusOr<GgufValue> GetValue(HeaderReader& reader) {
   ValueKind kind = ValueKind::kArray;
   PTQ_RETURN_IF_ERROR(reader.Get(kind));
   switch (kind) {
+    case ValueKind::kUint8:
+      return GetInteger<uint8_t>(reader);
+    case ValueKind::kInt8:
+      return GetInteger<int8_t>(reader);
+    case ValueKind::kUint16:
+      return GetInteger<uint16_t>(reader);
+    case ValueKind::kInt16:
+      return GetInteger<int16_t>(reader);
+    case ValueKind::kUint32:
+      return GetInteger<uint32_t>(reader);
+    case ValueKind::kInt32:
+      return GetInteger<int32_t>(reader);
+    case ValueKind::kUint64:
+      return GetInteger<uint64_t>(reader);
+    case ValueKind::kInt64:
+      return GetInteger<int64_t>(reader);
     case ValueKind::kBool: {
-      uint8_t value = 0;
-      PTQ_RETURN_IF_ERROR(reader.Get(value));
+      PTQ_ASSIGN_OR_RETURN(const auto value, GetNumber<uint8_t>(reader));
       return GgufValue(value != 0);
     }
-    case ValueKind::kUint32: {
-      uint32_t value = 0;
-      PTQ_RETURN_IF_ERROR(reader.Get(value));
+    case ValueKind::kFloat32: {
+      PTQ_ASSIGN_OR_RETURN(const float value, GetNumber<float>(reader));
       return GgufValue(value);
     }
-    case ValueKind::kFloat32: {
-      float value = 0;
-      PTQ_RETURN_IF_ERROR(reader.Get(value));
-      return GgufValue(value);
+    case ValueKind::kFloat64: {
+      PTQ_ASSIGN_OR_RETURN(const double value, GetNumber<double>(reader));
+      return GgufValue(static_cast<float>(value));
     }
     case ValueKind::kString: {
       std::string value;
@@ -234,6 +301,17 @@ absl::StatusOr<GgufValue> GetValue(HeaderReader& reader) {
       return absl::InvalidArgumentError(
           absl::StrCat("a value of kind ", static_cast<uint32_t>(kind)));
   }
+}
+
+// general.alignment, or what it is without that key.
+absl::StatusOr<int64_t> AlignmentOf(const GgufMetadata& metadata) {
+  for (const auto& [key, value] : metadata) {
+    if (key != "general.alignment") continue;
+    const auto* alignment = std::get_if<uint32_t>(&value);
+    if (alignment != nullptr && std::has_single_bit(*alignment)) return int64_t{*alignment};
+    return absl::InvalidArgumentError("general.alignment is no power of two");
+  }
+  return kAlignment;
 }
 
 bool IsKnown(GgufType type) { return TraitsOf(type).name != nullptr; }
@@ -256,7 +334,14 @@ absl::StatusOr<GgufTensorInfo> GetTensorInfo(HeaderReader& reader) {
     info.shape.insert(info.shape.begin(), static_cast<int64_t>(extent));
   }
   PTQ_RETURN_IF_ERROR(reader.Get(info.type));
-  if (!IsKnown(info.type) || info.shape.back() % TraitsOf(info.type).elements != 0) {
+  if (!IsKnown(info.type)) {
+    const GgmlType* type = FindGgmlType(static_cast<uint32_t>(info.type));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "tensor ", Quote(info.name), " is ",
+        type == nullptr ? absl::StrCat("of type ", static_cast<uint32_t>(info.type)) : type->name,
+        ", which no record holds; Q8_0, Q4_0, Q5_0, Q4_1, Q5_1 and plain types are read"));
+  }
+  if (info.shape.back() % TraitsOf(info.type).elements != 0) {
     return absl::InvalidArgumentError(absl::StrCat("tensor ", Quote(info.name), ": type ",
                                                    static_cast<uint32_t>(info.type), " of shape ",
                                                    ShapeToString(info.shape)));
@@ -329,11 +414,13 @@ absl::StatusOr<GgufFile> GgufFile::Open(const std::string& path) {
   uint64_t values = 0;
   PTQ_RETURN_IF_ERROR(reader.Get(magic));
   PTQ_RETURN_IF_ERROR(reader.Get(version));
-  if (magic != kMagic || version != kVersion) return wrong("not a GGUF file of version 3");
+  if (magic != kMagic || (version != 2 && version != kVersion)) {
+    return wrong("not a GGUF file of version 2 or 3");
+  }
   PTQ_RETURN_IF_ERROR(reader.Get(tensors));
   PTQ_RETURN_IF_ERROR(reader.Get(values));
   PTQ_RETURN_IF_ERROR(reader.CheckCount(values, 13));
-  PTQ_RETURN_IF_ERROR(reader.CheckCount(tensors, 32));
+  PTQ_RETURN_IF_ERROR(reader.CheckCount(tensors, 24));
   std::set<std::string> keys;
   for (uint64_t i = 0; i < values; ++i) {
     std::string key;
@@ -347,15 +434,17 @@ absl::StatusOr<GgufFile> GgufFile::Open(const std::string& path) {
   }
   for (uint64_t i = 0; i < tensors; ++i) {
     auto info = GetTensorInfo(reader);
-    if (!info.ok()) return wrong(std::string(info.status().message()));
+    if (!info.ok()) return Annotate(info.status(), path);
     if (!file.by_name_.emplace(info->name, file.tensors_.size()).second) {
       return wrong(absl::StrCat("tensor ", Quote(info->name), " is there twice"));
     }
     file.tensors_.push_back(*std::move(info));
   }
-  file.data_offset_ = reader.position() + Padding(reader.position());
+  const auto alignment = AlignmentOf(file.metadata_);
+  if (!alignment.ok()) return Annotate(alignment.status(), path);
+  file.data_offset_ = reader.position() + Padding(reader.position(), *alignment);
   for (const GgufTensorInfo& tensor : file.tensors_) {
-    if (tensor.offset % kAlignment != 0 ||
+    if (tensor.offset % *alignment != 0 ||
         tensor.offset + tensor.bytes() > file.file_.size() - file.data_offset_) {
       return wrong(absl::StrCat("tensor ", Quote(tensor.name), " is not within the file"));
     }

@@ -19,9 +19,11 @@
 
 namespace ptq {
 
-// The kinds of values that we write, in the order of their use.
-using GgufValue = std::variant<bool, uint32_t, float, std::string, std::vector<bool>,
-                               std::vector<int32_t>, std::vector<float>, std::vector<std::string>>;
+// The kinds of values that we write, in the order of their use. What is read of other kinds becomes
+// one of them where it fits; an integer beyond 32 bits an int64_t.
+using GgufValue =
+    std::variant<bool, uint32_t, float, std::string, std::vector<bool>, std::vector<int32_t>,
+                 std::vector<float>, std::vector<std::string>, int64_t>;
 // In the order of the file, each key once.
 using GgufMetadata = std::vector<std::pair<std::string, GgufValue>>;
 
@@ -54,8 +56,9 @@ absl::StatusOr<std::string> WriteGguf(
 // An open file. Concurrent reads are safe.
 class GgufFile {
  public:
-  // kInvalidArgument naming the file and what is wrong: no GGUF of version 3, a value or a tensor
-  // of a kind that WriteGguf does not write, a name twice, tensors outside of the file.
+  // kInvalidArgument naming the file and what is wrong: no GGUF of version 2 or 3, a kind of value
+  // that does not exist, arrays of arrays, a name twice, tensors outside of the file.
+  // kFailedPrecondition naming the tensor for a type that is not one of GgufType.
   static absl::StatusOr<GgufFile> Open(const std::string& path);
 
   const GgufMetadata& metadata() const { return metadata_; }

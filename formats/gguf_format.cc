@@ -22,10 +22,12 @@
 #include "common/torch_status.h"
 #include "formats/checkpoint_format.h"
 #include "formats/gguf_blocks.h"
+#include "formats/gguf_checkpoint.h"
 #include "formats/gguf_file.h"
 #include "formats/gguf_metadata.h"
 #include "formats/gguf_names.h"
 #include "formats/gguf_tokenizer.h"
+#include "formats/headers/model_files.h"
 #include "formats/headers/quote.h"
 #include "formats/headers/tensor_table.h"
 
@@ -337,10 +339,9 @@ class Format final : public CheckpointFormat {
 
   absl::StatusOr<std::unique_ptr<QuantizedCheckpoint>> Open(
       const std::string& folder) const override {
-    return absl::UnimplementedError(
-        absl::StrCat(folder,
-                     ": GGUF files are written, not read: their config.json and tokenizer "
-                     "files are gone. Convert from the folder that this file was made of"));
+    PTQ_ASSIGN_OR_RETURN(const std::string path, FindGgufFile(folder));
+    if (path.empty()) return absl::NotFoundError(folder + ": there is no .gguf file");
+    return OpenGguf(path, ModelFolder(path));
   }
 };
 

@@ -320,6 +320,33 @@ absl::StatusOr<std::string> ChatTemplate(const std::string& folder, const Json& 
 
 }  // namespace
 
+std::optional<ByteLevelSplit> ByteLevelSplitOf(const std::string& name) {
+  const auto bytes = [](bool use_regex) {
+    return Json{{"type", "ByteLevel"},
+                {"add_prefix_space", false},
+                {"trim_offsets", true},
+                {"use_regex", use_regex}};
+  };
+  const auto sequence = [](Json first, Json second) {
+    return Json{{"type", "Sequence"}, {"pretokenizers", {std::move(first), std::move(second)}}};
+  };
+  if (name == "gpt-2") return ByteLevelSplit{bytes(true)};
+  if (name == "starcoder") {
+    return ByteLevelSplit{
+        sequence(Json{{"type", "Digits"}, {"individual_digits", true}}, bytes(true))};
+  }
+  for (const KnownSplit& known : kKnownSplits) {
+    const bool ignoring = known.ignoring_merges != nullptr && name == known.ignoring_merges;
+    if (!ignoring && (known.name == nullptr || name != known.name)) continue;
+    Json split = {{"type", "Split"},
+                  {"pattern", {{"Regex", known.regex}}},
+                  {"behavior", "Isolated"},
+                  {"invert", false}};
+    return ByteLevelSplit{sequence(std::move(split), bytes(false)), ignoring};
+  }
+  return std::nullopt;
+}
+
 absl::StatusOr<GgufMetadata> GgufTokenizerMetadata(const std::string& folder, int64_t vocab_size) {
   if (!PathExists(JoinPath(folder, kTokenizerFile))) {
     PTQ_LOG(Warning) << "the model has no tokenizer.json: its GGUF file takes token ids only";

@@ -4,9 +4,11 @@
 #define PTQ_FORMATS_GGUF_TOKENIZER_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/json.h"
 #include "formats/gguf_file.h"
 
 namespace ptq {
@@ -19,6 +21,14 @@ namespace ptq {
 // ids. kFailedPrecondition saying which part llama.cpp has no equal of, because another one in its
 // place would split text differently and say nothing; kInvalidArgument for damaged files.
 absl::StatusOr<GgufMetadata> GgufTokenizerMetadata(const std::string& folder, int64_t vocab_size);
+
+// What tokenizer.json says of the pre-tokenizer that llama.cpp calls `name`.
+struct ByteLevelSplit {
+  Json pre_tokenizer;
+  bool ignore_merges = false;
+};
+// Nothing for a name that GgufTokenizerMetadata does not give.
+std::optional<ByteLevelSplit> ByteLevelSplitOf(const std::string& name);
 
 }  // namespace ptq
 

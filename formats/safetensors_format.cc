@@ -12,8 +12,8 @@
 #include "common/status_util.h"
 #include "common/torch_status.h"
 #include "formats/headers/format_rules.h"
+#include "formats/headers/quantized_folder.h"
 #include "formats/headers/tensor_table.h"
-#include "formats/quantized_folder.h"
 #include "formats/record_file.h"
 
 namespace ptq {

@@ -3,7 +3,7 @@
 #   tools/setup.sh [base | peers | long | benchmarks | cuda]
 # base         what building and the demo need
 # peers        and the wheels and npm packages that the interop tests compare with
-# long         and the loaders of the long tests, which are built from source
+# long         and the programs of the long tests: a loader that is built from source, llm-compressor
 # benchmarks   and what compiling the peer needs, to be timed
 # cuda         and NVIDIA's compiler from PyPI, for the CUDA part
 set -euo pipefail
@@ -55,6 +55,16 @@ install_gptqmodel() {
   BUILD_CUDA_EXT=0 "$home/bin/pip" install -q --disable-pip-version-check --no-build-isolation -r "$list" torch==2.11.0
   cp "$list" "$home/.ptq-stamp"
 }
+# An environment in .venv/llmcompressor, likewise.
+install_llmcompressor() {
+  local list=deploy/requirements-llmcompressor.txt home=.venv/llmcompressor
+  cmp -s "$list" "$home/.ptq-stamp" && return
+  say "installing $list into $home"
+  python3 -m venv "$home"
+  (cd .venv/lib/python3*/site-packages && pwd) > "$(echo "$home"/lib/python3*/site-packages)/outer.pth"
+  "$home/bin/pip" install -q --disable-pip-version-check --no-deps -r "$list"
+  cp "$list" "$home/.ptq-stamp"
+}
 # The packages of a list, below .venv/npm.
 install_npm() {
   local list=deploy/npm-$1.txt stamp=.venv/.npm-$1 packages
@@ -70,7 +80,7 @@ install_wheels base
 case $what in
   base) ;;
   peers) install_peers ;;
-  long) install_peers; install_gptqmodel ;;
+  long) install_peers; install_gptqmodel; install_llmcompressor ;;
   benchmarks) install_peers ;;
   cuda) install_wheels cuda ;;
   *) say "unknown part '$what'"; exit 2 ;;

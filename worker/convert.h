@@ -1,18 +1,22 @@
-// `ptq-worker convert`: from a quantized folder, of whatever program, to other formats.
+// From a quantized model, of whatever program, to other formats: `ptq-worker convert`, and a job
+// whose task that is.
 #ifndef PTQ_WORKER_CONVERT_H_
 #define PTQ_WORKER_CONVERT_H_
 
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "common/cancellation.h"
 #include "worker/event_writer.h"
+#include "worker/spec/job_spec.h"
 
 namespace ptq {
 
 struct ConvertOptions {
-  std::string from;                  // a folder of any format that can be read
-  std::string output;                // absent or empty
+  std::string from;    // a folder of any format that can be read, or a .gguf file
+  std::string config;  // of a .gguf file: folder of its config.json; "": where it lies
+  std::string output;  // absent or empty
   std::vector<std::string> formats;  // as ParseOutputFormats gives them
 };
 
@@ -21,6 +25,12 @@ struct ConvertOptions {
 // format can't hold the values exactly; then, as after any failure, the output folder is left
 // empty.
 int RunConvert(const ConvertOptions& options, EventWriter& events, const CancellationToken& cancel);
+
+// The job `spec`, whose task is a conversion, in the folder `output`: the files that RunConvert
+// writes, and the reports. Returns the result's digest. The folder of a run that was stopped is one
+// in which the same job begins again; a finished result is taken as it is.
+absl::StatusOr<std::string> RunConvertJob(const JobSpec& spec, const std::string& output,
+                                          EventWriter& events, const CancellationToken& cancel);
 
 }  // namespace ptq
 

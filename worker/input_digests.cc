@@ -6,6 +6,7 @@
 
 #include "common/status_macros.h"
 #include "formats/headers/checkpoint_index.h"
+#include "formats/headers/model_files.h"
 
 namespace ptq {
 namespace {
@@ -23,7 +24,8 @@ InputDigests::InputDigests(const JobSpec& spec, const CancellationToken& cancel)
   listed_ = names.status();
   if (names.ok()) {
     std::sort(names->begin(), names->end());
-    for (std::string& name : *names) files_.push_back({spec.model, std::move(name), FileStamp()});
+    const std::string folder = ModelFolder(spec.model);
+    for (std::string& name : *names) files_.push_back({folder, std::move(name), FileStamp()});
     model_files_ = files_.size();
     calibration_ = !spec.calibration.empty();
     evaluation_ = !spec.evaluation.empty();

@@ -72,7 +72,7 @@ int main(int argc, char** argv) {
   convert
       ->add_option("--from", conversion.from,
                    "Folder of a quantized model, of whatever program: affine (torchao), "
-                   "compressed-tensors, gptq, awq or auto-round")
+                   "compressed-tensors, gptq, awq, auto-round or gguf; or a .gguf file")
       ->required();
   convert
       ->add_option("--format", formats,
@@ -81,6 +81,9 @@ int main(int argc, char** argv) {
       ->required();
   convert->add_option("--output", conversion.output, "Folder of the result: absent or empty")
       ->required();
+  convert->add_option("--config", conversion.config,
+                      "Of a .gguf file: folder of the original config.json and tokenizer, where "
+                      "they don't lie beside it; without them they are made of its metadata");
   convert->add_flag("--verbose", verbose, "Log more");
   ptq::CheckOptions check_options;
   CLI::App* check = app.add_subcommand(

@@ -30,17 +30,7 @@ std::string ModelName(const std::string& folder) {
 }
 
 Json ModelToJson(const JobPlan& plan) {
-  int64_t parameters = 0;
-  for (const TableTensor& tensor : BuildTensorTable(plan.inspection.config)) {
-    int64_t elements = 1;
-    for (const int64_t size : tensor.shape) elements *= size;
-    parameters += elements;
-  }
-  Json json;
-  json["name"] = ModelName(plan.spec.model);
-  json["architecture"] = plan.inspection.config.architecture;
-  json["block_count"] = plan.inspection.config.num_hidden_layers;
-  json["parameters"] = parameters;
+  Json json = DescribeModel(plan.spec.model, plan.inspection.config);
   json["dtype"] = DtypeLabel(plan.stored_dtype);
   return json;
 }
@@ -149,6 +139,21 @@ Json TuningToJson(const ReportInputs& inputs) {
 }
 
 }  // namespace
+
+Json DescribeModel(const std::string& path, const ModelConfig& config) {
+  int64_t parameters = 0;
+  for (const TableTensor& tensor : BuildTensorTable(config)) {
+    int64_t elements = 1;
+    for (const int64_t size : tensor.shape) elements *= size;
+    parameters += elements;
+  }
+  Json json;
+  json["name"] = ModelName(path);
+  json["architecture"] = config.architecture;
+  json["block_count"] = config.num_hidden_layers;
+  json["parameters"] = parameters;
+  return json;
+}
 
 Json SpecWithoutPaths(const JobSpec& spec) {
   Json json = JobSpecToJson(spec);

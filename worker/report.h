@@ -51,6 +51,10 @@ struct BlockResult {
   std::vector<ModuleResult> modules;
 };
 
+// report.json's `model` {name, architecture, block_count, parameters}; `path` is the folder as the
+// job was given it, or a .gguf file.
+Json DescribeModel(const std::string& path, const ModelConfig& config);
+
 // {name, bits, group_size, symmetric, output_mse, ...}: an element of `modules`, and of
 // `outside_of_blocks`.
 Json ModuleResultToJson(const ModuleResult& module);

@@ -240,6 +240,15 @@ std::string SummaryCards(const Json& report) {
                 "top-1 agreement");
   }
   out += Card(Figure(Number(report, {"size", "bits_per_weight"})), "bits a quantized weight");
+  if (const Json* conversion = At(report, {"conversion"})) {
+    out += Card(Bytes(Number(*conversion, {"source", "bytes"})),
+                "read as " + Escape(Text(*conversion, {"source", "format"})));
+    for (const Json& result : Array(*conversion, "results")) {
+      out +=
+          Card(Bytes(Number(result, {"bytes"})), "written as " + Escape(Text(result, {"format"})));
+    }
+    return out + Card(Seconds(Number(report, {"timing", "total_seconds"})), "in all") + "</div>\n";
+  }
   out += Card(Bytes(Number(report, {"size", "before_bytes"})) + " → " +
                   Bytes(Number(report, {"size", "after_bytes"})),
               "all weights, codes packed");
@@ -249,6 +258,7 @@ std::string SummaryCards(const Json& report) {
 
 std::string Evaluation(const Json& report) {
   const Json* quantized = At(report, {"evaluation", "quantized"});
+  if (At(report, {"conversion"}) != nullptr) return "";  // which changes no value
   if (quantized == nullptr) {
     return Section(
         "Accuracy",
@@ -531,40 +541,53 @@ std::string Experts(const Json& report) {
             rows + "</table>"));
 }
 
-std::string ModuleRows(const Json& modules) {
+std::string ModuleRows(const Json& modules, bool measured) {
   std::string rows;
   for (const Json& module : modules) {
-    rows +=
-        Row({Escape(Text(module, {"name"})), WidthOf(module),
-             Escape(Text(module, {"group_size"})),
-             Text(module, {"symmetric"}) == "false" ? "yes" : "no",
-             Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
-             Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
-             Escape(Text(module, {"fallback_reason"}))});
+    std::vector<std::string> cells = {Escape(Text(module, {"name"})), WidthOf(module),
+                                      Escape(Text(module, {"group_size"})),
+                                      Text(module, {"symmetric"}) == "false" ? "yes" : "no"};
+    if (measured) {
+      cells.insert(
+          cells.end(),
+          {Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
+           Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
+           Escape(Text(module, {"fallback_reason"}))});
+    }
+    rows += Row(cells);
   }
   return rows;
 }
 
-std::string TableOfModules(const std::string& rows) {
-  return Panel("<table>" +
-               Row({"layer", "bits", "group", "zero points", "output MSE", "relative", "by rtn",
-                    "tokens", "fallback"},
-                   "th") +
-               rows + "</table>");
+std::string TableOfModules(const std::string& rows, bool measured) {
+  std::vector<std::string> heads = {"layer", "bits", "group", "zero points"};
+  if (measured) {
+    heads.insert(heads.end(), {"output MSE", "relative", "by rtn", "tokens", "fallback"});
+  }
+  return Panel("<table>" + Row(heads, "th") + rows + "</table>");
 }
 
+// A conversion measures nothing.
+bool IsMeasured(const Json& report) { return At(report, {"conversion"}) == nullptr; }
+
 std::string ModuleTable(const Json& report) {
+  const bool measured = IsMeasured(report);
   std::string rows;
-  for (const Json& block : Array(report, "blocks")) rows += ModuleRows(Array(block, "modules"));
+  for (const Json& block : Array(report, "blocks")) {
+    rows += ModuleRows(Array(block, "modules"), measured);
+  }
   if (rows.empty()) return "";
-  return "<details><summary>All layers</summary>" + TableOfModules(rows) + "</details>\n";
+  return "<details><summary>All layers</summary>" + TableOfModules(rows, measured) +
+         "</details>\n";
 }
 
 std::string OutsideOfBlocks(const Json& report) {
-  const std::string rows = ModuleRows(Array(report, "outside_of_blocks"));
+  const bool measured = IsMeasured(report);
+  const std::string rows = ModuleRows(Array(report, "outside_of_blocks"), measured);
   if (rows.empty()) return "";
   return Section("Outside of the blocks",
-                 "Embedding and head are quantized where a rule names them.", TableOfModules(rows));
+                 "Embedding and head are quantized where a rule names them.",
+                 TableOfModules(rows, measured));
 }
 
 std::string VerdictCell(const std::string& verdict) {
@@ -610,7 +633,7 @@ std::string Resources(const Json& report) {
   std::string out = "<table>" + Row({"phase", "time"}, "th");
   const auto seconds = [&report](const char* key) { return Number(report, {"timing", key}); };
   const auto add = [&](const char* phase, const char* key) {
-    out += Row({phase, Seconds(seconds(key))});
+    if (seconds(key)) out += Row({phase, Seconds(seconds(key))});
   };
   add("load", "load_seconds");
   if (seconds("fisher_seconds").value_or(0) > 0) add("Fisher pass", "fisher_seconds");
@@ -675,6 +698,19 @@ std::string Warnings(const Json& report) {
   return items.empty() ? "" : "<ul class=\"warnings\">" + items + "</ul>\n";
 }
 
+// "converted from gptq to gguf · 1.2 B parameters in 16 blocks".
+std::string ConversionTitle(const Json& report, const Json& conversion) {
+  std::vector<std::string> formats;
+  for (const Json& result : Array(conversion, "results")) {
+    formats.push_back(Escape(Text(result, {"format"})));
+  }
+  return absl::StrFormat("converted from %s to %s · %s parameters in %s blocks",
+                         Escape(Text(conversion, {"source", "format"})),
+                         absl::StrJoin(formats, ", "),
+                         Count(Number(report, {"model", "parameters"})),
+                         Escape(Text(report, {"model", "block_count"})));
+}
+
 }  // namespace
 
 std::string RenderHtmlReport(const Json& report) {
@@ -689,22 +725,27 @@ std::string RenderHtmlReport(const Json& report) {
   const std::string recipe = Text(report, {"tuning", "recipe"});
   const std::string preset = Text(report, {"spec", "preset"});
   const std::string scheme = Text(report, {"spec", "scheme"});
-  const std::string subtitle = absl::StrFormat(
-      "%s, %s bits, group size %s, %s · %s parameters in %s blocks, %s",
-      Escape((recipe.empty() ? method : method + ", " + recipe + " recipe") +
-             (preset.empty() ? "" : ", preset " + preset) +
-             (scheme.empty() || !preset.empty() ? "" : ", " + scheme)),
-      bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind,
-      Count(Number(report, {"model", "parameters"})),
-      Escape(Text(report, {"model", "block_count"})), Escape(Text(report, {"model", "dtype"})));
+  const Json* conversion = At(report, {"conversion"});
+  const std::string subtitle =
+      conversion != nullptr
+          ? ConversionTitle(report, *conversion)
+          : absl::StrFormat("%s, %s bits, group size %s, %s · %s parameters in %s blocks, %s",
+                            Escape((recipe.empty() ? method : method + ", " + recipe + " recipe") +
+                                   (preset.empty() ? "" : ", preset " + preset)),
+                            bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind,
+                            Count(Number(report, {"model", "parameters"})),
+                            Escape(Text(report, {"model", "block_count"})),
+                            Escape(Text(report, {"model", "dtype"})));
   return "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
          "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>" +
-         Escape(model) + ": quantization report</title>\n<style>" + kStyle +
-         "</style></head>\n<body><main>\n<h1>" + Escape(model) + "</h1>\n<p class=\"note\">" +
-         subtitle + "</p>\n" + SummaryCards(report) + Warnings(report) + Evaluation(report) +
-         KldHistogram(report) + Tuning(report) + LossCurves(report) + ErrorAgainstRtn(report) +
-         BitsMap(report) + OutsideOfBlocks(report) + Experts(report) + ModuleTable(report) +
-         Loaders(report) + Resources(report) + Provenance(report) + "</main></body></html>\n";
+         Escape(model) + (conversion != nullptr ? ": conversion" : ": quantization") +
+         " report</title>\n<style>" + kStyle + "</style></head>\n<body><main>\n<h1>" +
+         Escape(model) + "</h1>\n<p class=\"note\">" + subtitle + "</p>\n" + SummaryCards(report) +
+         Warnings(report) + Evaluation(report) + KldHistogram(report) + Tuning(report) +
+         LossCurves(report) + ErrorAgainstRtn(report) + BitsMap(report) + OutsideOfBlocks(report) +
+         Experts(report) +
+         ModuleTable(report) + Loaders(report) + Resources(report) + Provenance(report) +
+         "</main></body></html>\n";
 }
 
 }  // namespace ptq

@@ -14,6 +14,7 @@
 #include "common/status_macros.h"
 #include "common/status_util.h"
 #include "common/torch_status.h"
+#include "worker/convert.h"
 #include "worker/device.h"
 #include "worker/engine_version.h"
 #include "worker/input_digests.h"
@@ -104,6 +105,8 @@ class JobRun {
 
 absl::StatusOr<std::string> JobRun::Run() {
   PTQ_ASSIGN_OR_RETURN(const JobSpec spec, ReadSpec(options_));
+  // All that a conversion refuses is a matter of its input.
+  if (spec.task == Task::kConvert) return RunConvertJob(spec, options_.output, events_, cancel_);
   InputDigests inputs(spec, cancel_);
   PTQ_ASSIGN_OR_RETURN(const JobPlan plan, PlanJob(spec));
   absl::StatusOr<std::string> digest = RunPlan(plan, inputs);

@@ -50,7 +50,9 @@ void BuildCommandLine(CLI::App& root, CommandLine& line) {
       "Sends a Hugging Face checkpoint and calibration text to a ptqd server, which quantizes the "
       "weights block by block, and brings back the result with a report on what it cost in "
       "accuracy.\n\n"
-      "`ptq quantize` does everything in one go. The other commands are its steps: submit a job, "
+      "`ptq quantize` does everything in one go, and `ptq convert` writes a quantized model in "
+      "other "
+      "formats. The other commands are its steps: submit a job, "
       "watch it, download its result. A job runs on the server: it survives Ctrl-C, a broken "
       "connection and a restart of the server.\n\n"
       "The server is --server, else the environment variable PTQ_SERVER, else 127.0.0.1:7433.";
@@ -70,6 +72,7 @@ void BuildCommandLine(CLI::App& root, CommandLine& line) {
       ->capture_default_str();
   root.require_subcommand(1);
   AddQuantizeCommand(root, line);
+  AddConvertCommand(root, line);
   AddSubmitCommand(root, line);
   AddWatchCommand(root, line);
   AddStatusCommand(root, line);

@@ -32,6 +32,7 @@ ExitStatus Fail(Session& session, const absl::Status& status);
 
 // One subcommand each (or a few of one kind). All leave their work in `line.run`.
 void AddQuantizeCommand(CLI::App& root, CommandLine& line);
+void AddConvertCommand(CLI::App& root, CommandLine& line);
 void AddSubmitCommand(CLI::App& root, CommandLine& line);
 void AddWatchCommand(CLI::App& root, CommandLine& line);
 void AddStatusCommand(CLI::App& root, CommandLine& line);

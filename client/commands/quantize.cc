@@ -1,4 +1,4 @@
-// ptq quantize: upload, submit, watch and download in one go.
+// ptq quantize and ptq convert: upload, submit, watch and download in one go.
 #include <memory>
 
 #include "client/commands/command.h"
@@ -15,13 +15,13 @@
 namespace ptq {
 namespace {
 
-struct QuantizeFlags {
+struct WholeJobFlags {
   JobFlags job;
   std::string output;
   bool json = false;
 };
 
-absl::Status CheckOutput(const QuantizeFlags& flags) {
+absl::Status CheckOutput(const WholeJobFlags& flags) {
   if (flags.job.validate_only) return absl::OkStatus();
   const auto partial = PartialDownloadIn(flags.output);
   if (!partial.ok()) return partial.status();
@@ -30,7 +30,7 @@ absl::Status CheckOutput(const QuantizeFlags& flags) {
   return CheckOutputFolder(flags.output, "");
 }
 
-ExitStatus Run(Session& session, const QuantizeFlags& flags) {
+ExitStatus Run(Session& session, const WholeJobFlags& flags) {
   Console& console = session.console();
   InterruptListener::Handler handler(session.interrupts(),
                                      [&session] { session.canceller().Cancel(); });
@@ -75,9 +75,22 @@ ExitStatus Run(Session& session, const QuantizeFlags& flags) {
     console.out << DumpJsonPretty(json) << std::flush;
   } else if (end == ExitStatus::kDone) {
     console.out << SuccessText(session, *job) << "Result: " << flags.output
-                << " (open report.html there for all the figures)" << std::endl;
+                << " (open report.html there for the whole report)" << std::endl;
   }
   return end;
+}
+
+// --output, --json, and what the command does.
+void AddOutput(CLI::App& command, CommandLine& line, std::shared_ptr<WholeJobFlags> flags) {
+  command
+      .add_option("--output", flags->output,
+                  "Folder for the result: a new or an empty one, or the job's partial download.")
+      ->type_name("DIR")
+      ->required()
+      ->group("Output");
+  AddJsonFlag(command, flags->json);
+  command.callback(
+      [&line, flags] { line.run = [flags](Session& session) { return Run(session, *flags); }; });
 }
 
 }  // namespace
@@ -105,17 +118,31 @@ void AddQuantizeCommand(CLI::App& root, CommandLine& line) {
   help.ends_with_job = true;
   CLI::App& command =
       AddCommand(root, "quantize", "upload, quantize, watch and download in one go", help);
-  auto flags = std::make_shared<QuantizeFlags>();
+  auto flags = std::make_shared<WholeJobFlags>();
   AddJobFlags(command, flags->job);
-  command
-      .add_option("--output", flags->output,
-                  "Folder for the result: a new or an empty one, or the job's partial download.")
-      ->type_name("DIR")
-      ->required()
-      ->group("Output");
-  AddJsonFlag(command, flags->json);
-  command.callback(
-      [&line, flags] { line.run = [flags](Session& session) { return Run(session, *flags); }; });
+  AddOutput(command, line, flags);
+}
+
+void AddConvertCommand(CLI::App& root, CommandLine& line) {
+  HelpText help;
+  help.synopsis = {"ptq convert MODEL --format NAME[,NAME]... --output DIR [FLAG]..."};
+  help.description =
+      "Uploads a quantized model, has the server write it in other formats, and downloads the "
+      "result into --output. Nothing is quantized again: codes, scales and zero points stay what "
+      "they are, and what a format can't hold exactly is refused with the tensor and the "
+      "reason.\n\n"
+      "The model may be of another program: torchao, llm-compressor, AutoRound, AutoGPTQ, "
+      "GPTQModel, AutoAWQ, llama.cpp. Uploads, Ctrl-C and streams are those of `ptq quantize`.";
+  help.examples = {
+      {"A GPTQ model for llama.cpp:",
+       "ptq convert ./model-gptq --format gguf --output ./model-gguf"},
+      {"For vLLM and for AutoRound's loader, into one folder each:",
+       "ptq convert ./model-awq --format compressed-tensors,auto-round --output ./converted"}};
+  help.ends_with_job = true;
+  CLI::App& command = AddCommand(root, "convert", "write a quantized model in other formats", help);
+  auto flags = std::make_shared<WholeJobFlags>();
+  AddConversionFlags(command, flags->job);
+  AddOutput(command, line, flags);
 }
 
 }  // namespace ptq

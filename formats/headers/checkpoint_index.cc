@@ -9,6 +9,7 @@
 #include "common/file.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
+#include "formats/headers/model_files.h"
 #include "formats/headers/quote.h"
 #include "formats/headers/weight_map.h"
 
@@ -19,15 +20,6 @@ constexpr char kIndexName[] = "model.safetensors.index.json";
 constexpr char kSingleName[] = "model.safetensors";
 constexpr int64_t kMaxIndexBytes = 256 << 20;
 constexpr size_t kMaxShards = 10'000;
-
-// Tokenizers that are not JSON, and chat templates.
-bool IsTokenizerName(const std::string& name) {
-  for (const char* known :
-       {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "merges.txt"}) {
-    if (name == known) return true;
-  }
-  return absl::EndsWith(name, ".tiktoken") || absl::EndsWith(name, ".jinja");
-}
 
 // What to tell someone whose folder has no safetensors weights.
 absl::Status NoWeights(const std::vector<std::string>& names) {
@@ -43,8 +35,10 @@ absl::Status NoWeights(const std::vector<std::string>& names) {
   }
   for (const std::string& name : names) {
     if (!absl::EndsWith(name, ".gguf")) continue;
-    return absl::InvalidArgumentError("the folder has only GGUF weights (" + Quote(name) +
-                                      "): start from the original safetensors checkpoint");
+    return absl::InvalidArgumentError(
+        "the folder has only GGUF weights (" + Quote(name) +
+        "): start from the original safetensors checkpoint, or write it in another format with "
+        "`convert`");
   }
   return absl::InvalidArgumentError(
       absl::StrFormat("the folder has no weights: neither %s nor %s", kSingleName, kIndexName));
@@ -146,11 +140,15 @@ const CheckpointTensor* CheckpointIndex::Find(const std::string& name) const {
   return found == tensors_.end() ? nullptr : &found->second;
 }
 
-absl::StatusOr<std::vector<std::string>> SelectModelFiles(const std::string& folder,
+absl::StatusOr<std::vector<std::string>> SelectModelFiles(const std::string& model,
                                                           std::vector<std::string>* skipped) {
+  const std::string folder = ModelFolder(model);
   PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(folder));
+  PTQ_ASSIGN_OR_RETURN(const std::string gguf, FindGgufFile(model));
   std::vector<std::string> weights;
-  if (std::binary_search(names.begin(), names.end(), kIndexName)) {
+  if (!gguf.empty()) {
+    weights = {BaseName(gguf)};
+  } else if (std::binary_search(names.begin(), names.end(), kIndexName)) {
     PTQ_ASSIGN_OR_RETURN(const WeightMap weight_map, ReadIndex(folder));
     PTQ_ASSIGN_OR_RETURN(weights, ShardNames(folder, weight_map));
   } else if (std::binary_search(names.begin(), names.end(), kSingleName)) {
@@ -160,9 +158,9 @@ absl::StatusOr<std::vector<std::string>> SelectModelFiles(const std::string& fol
   }
   std::vector<std::string> selected;
   for (const std::string& name : names) {
-    const bool wanted = IsSafeRelativePath(name) && name[0] != '.' &&
-                        (std::binary_search(weights.begin(), weights.end(), name) ||
-                         absl::EndsWith(name, ".json") || IsTokenizerName(name));
+    const bool is_weights = std::binary_search(weights.begin(), weights.end(), name);
+    const bool wanted =
+        (is_weights && IsSafeRelativePath(name) && name[0] != '.') || IsSideFileName(name);
     if (wanted && !IsDirectory(JoinPath(folder, name))) {
       selected.push_back(name);
     } else if (skipped != nullptr) {

@@ -14,6 +14,7 @@
 #include "common/status_util.h"
 #include "formats/headers/family.h"
 #include "formats/headers/json_lines.h"
+#include "formats/headers/model_files.h"
 #include "formats/headers/quote.h"
 #include "formats/headers/tensor_table.h"
 
@@ -171,6 +172,9 @@ absl::StatusOr<CheckpointInspection> InspectCheckpoint(const std::string& folder
     return absl::NotFoundError("the model folder " + Quote(folder) + " does not exist");
   }
   CheckpointInspection inspection;
+  // What stands in the way of a folder for llama.cpp is not its config.json.
+  const auto gguf = FindGgufFile(folder);
+  if (!gguf.ok() || !gguf->empty()) return CheckpointIndex::Open(folder).status();
   PTQ_ASSIGN_OR_RETURN(inspection.config, ReadConfig(folder, &inspection.warnings));
   PTQ_ASSIGN_OR_RETURN(inspection.index, CheckpointIndex::Open(folder));
   std::vector<std::string> outside;

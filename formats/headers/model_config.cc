@@ -66,8 +66,9 @@ absl::Status RefuseQuantized(const Json& json) {
       if (name != nullptr && name->is_string()) method = " " + Quote(name->get<std::string>());
     }
     return absl::InvalidArgumentError(absl::StrFormat(
-        "%s%s says that the checkpoint is already quantized: start from the original weights", key,
-        method));
+        "%s%s says that the checkpoint is already quantized: start from the original weights, or "
+        "write it in another format with `convert`",
+        key, method));
   }
   return absl::OkStatus();
 }

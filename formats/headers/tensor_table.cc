@@ -112,7 +112,7 @@ bool IsQuantizedPart(const std::string& name) {
 absl::Status AlreadyQuantized(const CheckpointTensor& tensor) {
   return absl::InvalidArgumentError(absl::StrFormat(
       "%s: tensor %s (%s) shows that the checkpoint is already quantized: start from the original "
-      "weights",
+      "weights, or write it in another format with `convert`",
       tensor.file, Quote(tensor.info.name), DTypeName(tensor.info.dtype)));
 }
 

@@ -48,11 +48,13 @@ absl::Status InputRegistry::Start() {
   return MakeDirectories(work_dir_);
 }
 
-absl::StatusOr<CheckpointInspection> InputRegistry::InspectSource(const ResolvedSource& source,
-                                                                  const std::string& shown_as) {
+template <typename Inspection>
+absl::StatusOr<Inspection> InputRegistry::InspectSource(
+    const ResolvedSource& source, const std::string& shown_as,
+    const std::function<absl::StatusOr<Inspection>(const std::string& folder)>& inspect) {
   LinkFolder folder(JoinPath(work_dir_, absl::StrFormat("inspect-%d", next_folder_++)));
   PTQ_RETURN_IF_ERROR(sources_.LinkInto(source, folder.path()));
-  auto inspection = InspectCheckpoint(folder.path());
+  absl::StatusOr<Inspection> inspection = inspect(folder.path());
   if (inspection.ok()) return inspection;
   // Our own folder means nothing to the client.
   const std::string message = absl::StrReplaceAll(
@@ -64,6 +66,34 @@ absl::StatusOr<CheckpointInspection> InputRegistry::InspectSource(const Resolved
   return WithReason(AtField(absl::Status(code, message), "source"), "INVALID_MODEL");
 }
 
+absl::StatusOr<v1::Model> InputRegistry::DescribeModel(const ResolvedSource& resolved,
+                                                       const v1::Source& source) {
+  const auto describe = [](const std::string& folder) -> absl::StatusOr<v1::Model> {
+    v1::Model model;
+    if (SaysQuantized(folder)) {
+      PTQ_ASSIGN_OR_RETURN(const QuantizedModel quantized, InspectQuantizedModel(folder));
+      model.set_quantized_format(quantized.format);
+      model.set_architecture(quantized.architecture);
+      model.set_block_count(static_cast<int32_t>(quantized.block_count));
+      model.set_tensor_count(quantized.tensor_count);
+      for (const std::string& warning : quantized.warnings) model.add_warnings(warning);
+      return model;
+    }
+    PTQ_ASSIGN_OR_RETURN(const CheckpointInspection inspection, InspectCheckpoint(folder));
+    model.set_architecture(inspection.config.architecture);
+    model.set_block_count(static_cast<int32_t>(inspection.config.num_hidden_layers));
+    model.set_tensor_count(static_cast<int64_t>(inspection.index.tensors().size()));
+    for (const std::string& warning : inspection.warnings) model.add_warnings(warning);
+    return model;
+  };
+  PTQ_ASSIGN_OR_RETURN(v1::Model model,
+                       InspectSource<v1::Model>(resolved, source.server_path(), describe));
+  *model.mutable_source() = source;
+  model.set_size_bytes(resolved.size_bytes);
+  *model.mutable_root_digest() = resolved.root_digest;
+  return model;
+}
+
 absl::StatusOr<v1::Model> InputRegistry::CreateModel(const std::string& tenant,
                                                      const v1::Source& source, bool validate_only,
                                                      const std::optional<RequestKey>& request) {
@@ -73,20 +103,11 @@ absl::StatusOr<v1::Model> InputRegistry::CreateModel(const std::string& tenant,
   }
   PTQ_ASSIGN_OR_RETURN(const ResolvedSource resolved,
                        sources_.Resolve(tenant, InputKind::kModel, source));
-  PTQ_ASSIGN_OR_RETURN(const CheckpointInspection inspection,
-                       InspectSource(resolved, source.server_path()));
+  PTQ_ASSIGN_OR_RETURN(v1::Model model, DescribeModel(resolved, source));
   const std::string id = InputId(resolved);
   const absl::Time now = Now();
-  v1::Model model;
   model.set_name("tenants/" + tenant + "/models/" + id);
-  *model.mutable_source() = source;
-  model.set_architecture(inspection.config.architecture);
-  model.set_block_count(static_cast<int32_t>(inspection.config.num_hidden_layers));
-  model.set_tensor_count(static_cast<int64_t>(inspection.index.tensors().size()));
-  model.set_size_bytes(resolved.size_bytes);
-  *model.mutable_root_digest() = resolved.root_digest;
   *model.mutable_create_time() = ToProtoTime(now);
-  for (const std::string& warning : inspection.warnings) model.add_warnings(warning);
   if (validate_only) return model;
   PTQ_RETURN_IF_ERROR(store_.InsertInput(
       {tenant, InputKind::kModel, id, model.SerializeAsString(), BlobHashes(resolved), now},
@@ -158,7 +179,16 @@ absl::StatusOr<CheckpointInspection> InputRegistry::Inspect(const std::string& t
                                                             const v1::Model& model) {
   PTQ_ASSIGN_OR_RETURN(const ResolvedSource resolved,
                        sources_.Resolve(tenant, InputKind::kModel, model.source()));
-  return InspectSource(resolved, model.source().server_path());
+  return InspectSource<CheckpointInspection>(resolved, model.source().server_path(),
+                                             InspectCheckpoint);
+}
+
+absl::StatusOr<QuantizedModel> InputRegistry::InspectQuantized(const std::string& tenant,
+                                                               const v1::Model& model) {
+  PTQ_ASSIGN_OR_RETURN(const ResolvedSource resolved,
+                       sources_.Resolve(tenant, InputKind::kModel, model.source()));
+  return InspectSource<QuantizedModel>(resolved, model.source().server_path(),
+                                       InspectQuantizedModel);
 }
 
 }  // namespace ptq

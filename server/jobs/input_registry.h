@@ -3,11 +3,13 @@
 #define PTQ_SERVER_JOBS_INPUT_REGISTRY_H_
 
 #include <atomic>
+#include <functional>
 #include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "formats/headers/inspect.h"
+#include "formats/headers/loader_rules/quantized_model.h"
 #include "ptq/v1/dataset_service.pb.h"
 #include "ptq/v1/model_service.pb.h"
 #include "server/jobs/input_source.h"
@@ -38,8 +40,11 @@ class InputRegistry {
   absl::StatusOr<v1::Model> GetModel(const std::string& tenant, const std::string& id);
   absl::StatusOr<v1::Dataset> GetDataset(const std::string& tenant, const std::string& id);
 
-  // Reads headers again, for what the stored resource does not say.
+  // Reads headers again, for what the stored resource does not say: of original weights, and of a
+  // model that is quantized already (Model.quantized_format).
   absl::StatusOr<CheckpointInspection> Inspect(const std::string& tenant, const v1::Model& model);
+  absl::StatusOr<QuantizedModel> InspectQuantized(const std::string& tenant,
+                                                  const v1::Model& model);
 
   InputSources& sources() { return sources_; }
 
@@ -47,8 +52,13 @@ class InputRegistry {
   // A folder of links that lives as long as this object.
   class LinkFolder;
 
-  absl::StatusOr<CheckpointInspection> InspectSource(const ResolvedSource& source,
-                                                     const std::string& shown_as);
+  // What `inspect(folder)` says of a folder of links to the source's files, in the client's words.
+  template <typename Inspection>
+  absl::StatusOr<Inspection> InspectSource(
+      const ResolvedSource& source, const std::string& shown_as,
+      const std::function<absl::StatusOr<Inspection>(const std::string& folder)>& inspect);
+  // A Model without a name.
+  absl::StatusOr<v1::Model> DescribeModel(const ResolvedSource& resolved, const v1::Source& source);
 
   const std::string work_dir_;
   JobStore& store_;

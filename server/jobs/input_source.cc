@@ -12,6 +12,7 @@
 #include "common/sha256.h"
 #include "common/status_macros.h"
 #include "formats/headers/checkpoint_index.h"
+#include "formats/headers/model_files.h"
 #include "server/errors/status_details.h"
 
 namespace ptq {
@@ -106,12 +107,13 @@ absl::StatusOr<ResolvedSource> InputSources::ResolveServerPath(InputKind kind,
   if (kind == InputKind::kDataset) {
     names.emplace_back(BaseName(path), real);
   } else {
-    if (!IsDirectory(real)) return absl::InvalidArgumentError(path + " is not a folder");
+    const std::string folder = ModelFolder(real);
+    if (!IsDirectory(folder)) return absl::InvalidArgumentError(path + " is not a folder");
     // Read before the files are known one by one, so its link is followed here first.
-    const std::string index = JoinPath(real, "model.safetensors.index.json");
+    const std::string index = JoinPath(folder, "model.safetensors.index.json");
     if (PathExists(index)) PTQ_RETURN_IF_ERROR(roots_.Resolve(index).status());
     PTQ_ASSIGN_OR_RETURN(const auto selected, SelectModelFiles(real, nullptr));
-    for (const std::string& name : selected) names.emplace_back(name, JoinPath(real, name));
+    for (const std::string& name : selected) names.emplace_back(name, JoinPath(folder, name));
   }
   ResolvedSource resolved;
   std::string listing;

@@ -106,6 +106,54 @@ v1::Digest ActionDigest(const JobSpec& spec, const v1::Model& model, const v1::D
   return digest;
 }
 
+// What submission learns of a job's model and plan.
+struct CheckedWork {
+  int64_t blocks = 0;
+  std::vector<std::string> warnings;
+  v1::Dataset calibration;
+  v1::Dataset evaluation;
+};
+
+absl::StatusOr<CheckedWork> CheckQuantization(const std::string& tenant, const JobSpec& spec,
+                                              const v1::Model& model, InputRegistry& inputs) {
+  if (!model.quantized_format().empty()) {
+    return InvalidField(
+        "spec.model",
+        absl::StrFormat("the model is already quantized (%s): start from the original weights, or "
+                        "write it in another format with `convert`",
+                        model.quantized_format()));
+  }
+  CheckedWork work;
+  PTQ_ASSIGN_OR_RETURN(const CheckpointInspection inspection, inputs.Inspect(tenant, model));
+  PTQ_ASSIGN_OR_RETURN(
+      work.calibration,
+      ResolveDataset(tenant, spec.calibration, "spec.calibration_dataset", inspection, inputs));
+  PTQ_ASSIGN_OR_RETURN(
+      work.evaluation,
+      ResolveDataset(tenant, spec.evaluation, "spec.evaluation_dataset", inspection, inputs));
+  const auto schemes = ResolveSchemes(spec, BuildTensorTable(inspection.config));
+  PTQ_RETURN_IF_ERROR(AtSpecField(schemes.status()));
+  work.blocks = inspection.config.num_hidden_layers;
+  work.warnings = inspection.warnings;
+  PTQ_RETURN_IF_ERROR(AtSpecField(CheckLoadersTake(spec, *schemes, &work.warnings)));
+  return work;
+}
+
+absl::StatusOr<CheckedWork> CheckConversionOf(const std::string& tenant, const JobSpec& spec,
+                                              const v1::Model& model, InputRegistry& inputs) {
+  if (model.quantized_format().empty()) {
+    return InvalidField("spec.model",
+                        "the model is not quantized, so there is nothing to convert: config.json "
+                        "has no quantization_config and there is no .gguf file; quantize it first");
+  }
+  PTQ_ASSIGN_OR_RETURN(const QuantizedModel quantized, inputs.InspectQuantized(tenant, model));
+  PTQ_RETURN_IF_ERROR(AtSpecField(CheckConversion(quantized, spec.format)));
+  CheckedWork work;
+  work.blocks = quantized.block_count;
+  work.warnings = quantized.warnings;
+  return work;
+}
+
 }  // namespace
 
 const char* ServerVersion() { return PTQ_SERVER_VERSION; }
@@ -118,17 +166,8 @@ absl::StatusOr<JobRecord> MakeJobRecord(const std::string& tenant,
   PTQ_ASSIGN_OR_RETURN(const ResourceName model_name,
                        ParseResourceName(spec.model, "models", "spec.model"));
   PTQ_ASSIGN_OR_RETURN(const v1::Model model, inputs.GetModel(tenant, model_name.id));
-  PTQ_ASSIGN_OR_RETURN(const CheckpointInspection inspection, inputs.Inspect(tenant, model));
-  PTQ_ASSIGN_OR_RETURN(
-      const v1::Dataset calibration,
-      ResolveDataset(tenant, spec.calibration, "spec.calibration_dataset", inspection, inputs));
-  PTQ_ASSIGN_OR_RETURN(
-      const v1::Dataset evaluation,
-      ResolveDataset(tenant, spec.evaluation, "spec.evaluation_dataset", inspection, inputs));
-  const auto schemes = ResolveSchemes(spec, BuildTensorTable(inspection.config));
-  PTQ_RETURN_IF_ERROR(AtSpecField(schemes.status()));
-  std::vector<std::string> warnings = inspection.warnings;
-  PTQ_RETURN_IF_ERROR(AtSpecField(CheckLoadersTake(spec, *schemes, &warnings)));
+  const auto check = spec.task == Task::kConvert ? CheckConversionOf : CheckQuantization;
+  PTQ_ASSIGN_OR_RETURN(const CheckedWork work, check(tenant, spec, model, inputs));
 
   JobRecord record;
   record.tenant = tenant;
@@ -139,15 +178,14 @@ absl::StatusOr<JobRecord> MakeJobRecord(const std::string& tenant,
   *job.mutable_labels() = request.labels();
   job.set_state(v1::QuantizationJob::QUEUED);
   job.set_attempt(1);
-  job.mutable_progress()->set_blocks_total(
-      static_cast<int32_t>(inspection.config.num_hidden_layers));
-  *job.mutable_action_digest() = ActionDigest(spec, model, calibration, evaluation);
+  job.mutable_progress()->set_blocks_total(static_cast<int32_t>(work.blocks));
+  *job.mutable_action_digest() = ActionDigest(spec, model, work.calibration, work.evaluation);
   *job.mutable_create_time() = ToProtoTime(absl::Now());
-  for (const std::string& warning : warnings) job.add_warnings(warning);
+  for (const std::string& warning : work.warnings) job.add_warnings(warning);
   JobSpec shown = spec;
   shown.model = InputAsGiven(model);
-  if (!spec.calibration.empty()) shown.calibration = InputAsGiven(calibration);
-  if (!spec.evaluation.empty()) shown.evaluation = InputAsGiven(evaluation);
+  if (!spec.calibration.empty()) shown.calibration = InputAsGiven(work.calibration);
+  if (!spec.evaluation.empty()) shown.evaluation = InputAsGiven(work.evaluation);
   job.set_job_spec_json(DumpJson(JobSpecToJson(shown)));
   return record;
 }

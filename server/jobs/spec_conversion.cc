@@ -56,6 +56,10 @@ std::string RuleText(const v1::ModuleRule& rule) {
 }
 
 absl::Status ConvertAlgorithm(const v1::QuantizationSpec& spec, JobSpec& result) {
+  if (spec.has_convert()) {
+    result.task = Task::kConvert;
+    return absl::OkStatus();
+  }
   if (const std::string name = AlgorithmFieldName(spec); !name.empty()) {
     auto algorithm = ParseAlgorithm(name);
     if (!algorithm.ok()) return InvalidField("spec.algorithm", Message(algorithm.status()));

@@ -73,7 +73,7 @@ class CommandsTest : public ::testing::Test {
 TEST_F(CommandsTest, SubmitPrintsTheNameAloneOnStandardOutput) {
   EXPECT_EQ(Submit({}), ExitStatus::kDone) << err_.str();
   EXPECT_EQ(out_.str(), std::string(kJob) + "\n");
-  EXPECT_THAT(err_.str(), HasSubstr("Skipped 1 entry that no quantization needs: README.txt."));
+  EXPECT_THAT(err_.str(), HasSubstr("Skipped 1 entry that no job needs: README.txt."));
   EXPECT_EQ(server_.state().last_request.spec().model(), "tenants/default/models/m1");
 }
 
@@ -134,6 +134,32 @@ TEST_F(CommandsTest, QuantizeUploadsWatchesAndDownloads) {
   EXPECT_THAT(out_.str(), Not(HasSubstr("Uploading")));
   EXPECT_THAT(err_.str(), HasSubstr(std::string("Job ") + kJob));
   EXPECT_THAT(err_.str(), HasSubstr("block 1/2  model.layers.0  1.5 s  loss 2.00 -> 1.00"));
+}
+
+TEST_F(CommandsTest, ConvertShowsWhatWasReadAndWritten) {
+  FinishJob(v1::QuantizationJob::SUCCEEDED);
+  server_.AddArtifact("model.gguf", "GGUF");
+  server_.state().report_json =
+      R"({"conversion": {"source": {"format": "gptq", "bytes": 2000},
+          "results": [{"format": "gguf", "bytes": 3000}]}})";
+  EXPECT_EQ(Run({"convert", "tenants/default/models/m7", "--format", "gguf", "--output",
+                 folder_.Path("out")}),
+            ExitStatus::kDone)
+      << err_.str();
+  EXPECT_EQ(server_.state().last_request.spec().model(), "tenants/default/models/m7");
+  EXPECT_TRUE(server_.state().last_request.spec().has_convert());
+  EXPECT_THAT(server_.state().upload_names, IsEmpty());
+  EXPECT_EQ(*ReadFile(folder_.Path("out/model.gguf")), "GGUF");
+  EXPECT_THAT(out_.str(), HasSubstr("gptq"));
+  EXPECT_THAT(out_.str(), HasSubstr("gguf"));
+}
+
+TEST_F(CommandsTest, ConvertRefusesWhatIsNotQuantizedBeforeItUploads) {
+  EXPECT_EQ(
+      Run({"convert", folder_.Path("model"), "--format", "gguf", "--output", folder_.Path("out")}),
+      ExitStatus::kRefused);
+  EXPECT_THAT(err_.str(), HasSubstr("no quantization_config"));
+  EXPECT_THAT(server_.state().upload_names, IsEmpty());
 }
 
 TEST_F(CommandsTest, QuantizeChecksItsOutputBeforeItUploads) {

@@ -220,12 +220,35 @@ TEST(JobFlagsTest, AutoRoundsFlagsAreRefusedForOtherAlgorithms) {
   }
 }
 
+TEST(JobFlagsTest, AConversionIsAModelAndFormats) {
+  CLI::App app;
+  JobFlags flags;
+  AddConversionFlags(app, flags);
+  app.parse(
+      std::vector<std::string>{"--no-reuse", "gguf,gptq", "--format", "folder"});  // backwards
+  EXPECT_EQ(flags.spec.model, "folder");
+  EXPECT_THAT(ValidateJobFlags(flags), IsOk());
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto request, MakeJobRequest(flags, {"m", "", ""}));
+  v1::QuantizationSpec expected;
+  expected.set_model("m");
+  expected.mutable_convert();
+  expected.add_output_formats("gptq");
+  expected.add_output_formats("gguf");
+  expected.set_cache_policy(v1::SKIP_LOOKUP);
+  EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(request.spec(), expected))
+      << request.spec().DebugString();
+  CLI::App other;
+  JobFlags without;
+  AddConversionFlags(other, without);
+  EXPECT_THROW(other.parse(std::vector<std::string>{"folder"}), CLI::RequiredError);
+}
+
 TEST(HelpTest, EveryCommandHasAPageWithItsSections) {
   CLI::App root;
   CommandLine line;
   BuildCommandLine(root, line);
   const auto commands = root.get_subcommands({});
-  EXPECT_EQ(commands.size(), 14u);
+  EXPECT_EQ(commands.size(), 15u);
   for (const CLI::App* command : commands) {
     SCOPED_TRACE(command->get_name());
     const std::string page = command->help();

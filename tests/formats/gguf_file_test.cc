@@ -98,6 +98,61 @@ TEST_F(GgufFileTest, EveryTruncationIsRefused) {
   }
 }
 
+// As other programs write them: every kind of number, another alignment, version 2.
+TEST_F(GgufFileTest, OtherKindsOfValuesAreRead) {
+  const auto number = [](auto value) {
+    std::string bytes(sizeof(value), '\0');
+    std::memcpy(bytes.data(), &value, sizeof(value));
+    return bytes;
+  };
+  const auto text = [&](const std::string& value) { return number(value.size()) + value; };
+  const auto entry = [&](const std::string& key, uint32_t kind, const std::string& value) {
+    return text(key) + number(kind) + value;
+  };
+  const auto array = [&](uint32_t kind, uint64_t count, const std::string& values) {
+    return number(kind) + number(count) + values;
+  };
+  std::string bytes =
+      "GGUF" + number(uint32_t{2}) + number(uint64_t{1}) + number(uint64_t{8}) +
+      entry("general.alignment", 4, number(uint32_t{64})) + entry("u8", 0, number(uint8_t{200})) +
+      entry("i16", 3, number(int16_t{-2})) + entry("u64", 10, number(uint64_t{1} << 40)) +
+      entry("i64", 11, number(int64_t{5})) + entry("f64", 12, number(0.25)) +
+      entry("u16s", 9, array(2, 2, number(uint16_t{1}) + number(uint16_t{65535}))) +
+      entry("f64s", 9, array(12, 1, number(1.5))) + text("t") + number(uint32_t{1}) +
+      number(uint64_t{2}) + number(uint32_t{0}) + number(uint64_t{0});
+  bytes.resize((bytes.size() + 63) / 64 * 64);
+  bytes += number(1.0f) + number(2.0f);
+  ASSERT_THAT(WriteFileAtomically(path_, bytes), IsOk());
+  const auto file = GgufFile::Open(path_);
+  ASSERT_THAT(file, IsOk());
+  const GgufMetadata expected = {{"general.alignment", uint32_t{64}},
+                                 {"u8", uint32_t{200}},
+                                 {"i16", int64_t{-2}},
+                                 {"u64", int64_t{1} << 40},
+                                 {"i64", uint32_t{5}},
+                                 {"f64", 0.25f},
+                                 {"u16s", std::vector<int32_t>{1, 65535}},
+                                 {"f64s", std::vector<float>{1.5f}}};
+  EXPECT_EQ(file->metadata(), expected);
+  float values[2];
+  ASSERT_THAT(file->Read(*file->Find("t"), 0, sizeof(values), values), IsOk());
+  EXPECT_EQ(values[0], 1.0f);
+  EXPECT_EQ(values[1], 2.0f);
+}
+
+TEST_F(GgufFileTest, ATypeWithoutRecordsIsNamed) {
+  auto tensors = Tensors();
+  ASSERT_THAT(WriteGguf(path_, {}, {tensors[1]}), IsOk());
+  auto bytes = ReadFile(path_);
+  ASSERT_THAT(bytes, IsOk());
+  const size_t type = bytes->find("b.weight") + 8 + 4 + 3 * 8;
+  ASSERT_EQ((*bytes)[type], 8);
+  (*bytes)[type] = 19;
+  ASSERT_THAT(WriteFileAtomically(path_, *bytes), IsOk());
+  EXPECT_THAT(GgufFile::Open(path_), StatusIs(absl::StatusCode::kFailedPrecondition,
+                                              HasSubstr("\"b.weight\" is IQ1_S, which no record")));
+}
+
 TEST_F(GgufFileTest, OtherFilesAreRefused) {
   ASSERT_THAT(WriteFileAtomically(path_, std::string(100, 'G')), IsOk());
   EXPECT_THAT(GgufFile::Open(path_),

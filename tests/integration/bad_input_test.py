@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import struct
+import subprocess
 import time
 import uuid
 
@@ -194,6 +195,57 @@ def test_auto_map_on_a_supported_type_is_ignored_with_a_warning(shared_server, t
     shared_server.ptq("watch", job)
     warnings = json.loads(shared_server.ptq("report", job, "--json").stdout)["warnings"]
     assert any("auto_map" in w for w in warnings)
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_model, tmp_path_factory):
+    """Folders by a word: 3 bits, 4 bits with zero points."""
+    root = tmp_path_factory.mktemp("quantized")
+    for name, flags in {"w3": {"bits": 3}, "w4_asym": {"bits": 4, "asymmetric": True}}.items():
+        spec = {"model": str(tiny_model), "algorithm": "rtn", "group_size": 32, "format": "compressed-tensors",
+                "device": "cpu", **flags}
+        (root / f"{name}.json").write_text(json.dumps(spec))
+        subprocess.run([BIN / "ptq-worker", "run", "--spec", root / f"{name}.json", "--output", root / name], check=True,
+                       capture_output=True)
+    return root
+
+
+def test_what_is_not_quantized_is_not_converted(shared_server, tiny_model, tmp_path):
+    output = ["--format", "gguf", "--output", tmp_path / "out"]
+    result = shared_server.ptq("convert", tiny_model, *output, code=2)
+    expect_one_sentence(result, r"no quantization_config: the folder holds no quantized model")
+    expect_one_sentence(shared_server.ptq("convert", tmp_path / "absent", *output, code=2), r"there is no folder")
+    expect_one_sentence(shared_server.ptq("convert", tmp_path / "absent.gguf", *output, code=2), r"absent\.gguf")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\0\0\0" + bytes(16))
+    expect_one_sentence(shared_server.ptq("convert", tmp_path / "model.gguf", *output, code=2), r"general\.architecture")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_format_that_cannot_hold_it_is_refused_at_submission(shared_server, quantized, tmp_path):
+    for folder, name, reason in [("w3", "gguf", r"_proj: it has no type for 3 bits"),
+                                 ("w3", "awq", r"_proj: it has 3 bits, and the format 4"),
+                                 ("w3", "onnx", r"onnx.*is none of affine")]:
+        result = shared_server.ptq("convert", quantized / folder, "--format", name, "--output", tmp_path / "out", code=2)
+        expect_one_sentence(result, reason)
+
+
+def test_a_value_that_a_format_cannot_hold_fails_the_job_by_its_tensor(server, quantized, tmp_path):
+    from safetensors.torch import load_file, save_file
+    model = shutil.copytree(quantized / "w4_asym", tmp_path / "m")
+    name = "model.layers.1.mlp.up_proj.weight_zero_point"
+    index = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
+    tensors = load_file(model / index[name])
+    tensors[name][:] = 0  # which GPTQ stores less one
+    save_file(tensors, model / index[name], {"format": "pt"})
+    result = server.ptq("convert", model, "--format", "gptq", "--output", tmp_path / "out", code=1)
+    assert re.search(r"model\.layers\.1\.mlp\.up_proj.*zero point.*compressed-tensors", result.stderr), result.stderr
+    job, = json.loads(server.ptq("list", "--json").stdout)
+    assert job["state"] == "FAILED" and job["error"]["code"] in ("FAILED_PRECONDITION", 9) and job["attempt"] == 1
+
+
+def test_a_quantized_model_is_not_quantized_again(shared_server, quantized):
+    result = shared_server.ptq("submit", quantized / "w3", *QUICK_JOB, code=2)
+    expect_one_sentence(result, r"already quantized: start from the original weights.*`convert`")
 
 
 # What only the worker can see: the job fails with the same kind of status, exit 1.

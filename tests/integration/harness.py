@@ -135,6 +135,7 @@ def write_tiny_model(folder, tensors=None, **changes):
 
 
 def folder_digests(folder):
-    """{name: sha256} of an output folder, its two reports left out."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(pathlib.Path(folder).iterdir()) if p.name not in ("report.json", "report.html")}
+    """{path: sha256} of an output folder and those in it, its two reports left out."""
+    folder = pathlib.Path(folder)
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*"))
+            if p.is_file() and p.name not in ("report.json", "report.html")}

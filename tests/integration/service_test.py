@@ -188,6 +188,105 @@ def test_validate_only_prints_a_spec_that_the_worker_takes(server, tiny_model, t
     assert folder_digests(tmp_path / "served") == folder_digests(tmp_path / "out")
 
 
+@pytest.fixture(scope="module")
+def gptq_folder(tiny_model, tmp_path_factory):
+    """A GPTQ job's result, of a worker without a server."""
+    folder = tmp_path_factory.mktemp("gptq")
+    spec = {"model": str(tiny_model), "calibration": str(CALIBRATION), "algorithm": "gptq", "bits": 4, "group_size": 32,
+            "samples": 8, "sequence_length": 64, "format": "gptq", "device": "cpu"}
+    run_worker(spec, folder)
+    return folder / "out"
+
+
+def run_worker(spec, folder, code=0):
+    folder.mkdir(exist_ok=True)
+    (folder / "job.json").write_text(json.dumps(spec))
+    done = subprocess.run([BIN / "ptq-worker", "run", "--spec", folder / "job.json", "--output", folder / "out"],
+                          capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_convert_is_a_job(server, gptq_folder, tmp_path):
+    formats = "compressed-tensors,gguf"
+    done = server.ptq("convert", gptq_folder, "--format", formats, "--output", tmp_path / "served")
+    assert re.search(r"read\s+gptq", done.stdout) and re.search(r"written\s+gguf", done.stdout), done.stdout
+    first, = json.loads(server.ptq("list", "--json").stdout)
+    assert first["state"] == "SUCCEEDED" and first["progress"]["phase"] == "export"
+
+    # The bytes of `ptq-worker convert`, and of the same job without a server.
+    subprocess.run([BIN / "ptq-worker", "convert", "--from", gptq_folder, "--format", formats, "--output",
+                    tmp_path / "by_hand"], check=True, capture_output=True)
+    assert folder_digests(tmp_path / "served") == folder_digests(tmp_path / "by_hand")
+    spec = first["job_spec"] | {"model": str(gptq_folder)}
+    assert spec == {"task": "convert", "model": str(gptq_folder), "format": ["compressed-tensors", "gguf"]}
+    events = run_worker(spec, tmp_path / "run")
+    assert events[-1]["type"] == "succeeded" and events[-1]["result_digest"] == first["result_digest"]["hash"]
+    assert folder_digests(tmp_path / "run" / "out") == folder_digests(tmp_path / "by_hand")
+    again = run_worker(spec, tmp_path / "run")
+    assert any("finished result" in event.get("message", "") for event in again)
+
+    report = json.loads((tmp_path / "served" / "report.json").read_bytes())
+    assert report["conversion"]["source"]["format"] == "gptq"
+    assert [result["format"] for result in report["conversion"]["results"]] == ["compressed-tensors", "gguf"]
+    sizes = [sum(p.stat().st_size for p in (tmp_path / "served" / name).iterdir()
+                 if p.suffix in (".safetensors", ".gguf")) for name in ("compressed-tensors", "gguf")]
+    assert [result["bytes"] for result in report["conversion"]["results"]] == sizes
+    assert [entry["format"] for entry in report["loaders"]] == ["compressed-tensors", "gguf"]
+    verdicts = {loader["loader"]: loader["verdict"] for loader in report["loaders"][1]["loaders"]}
+    assert verdicts["llama.cpp"].startswith("loads")
+    modules = [module for block in report["blocks"] for module in block["modules"]]
+    assert len(modules) == 4 * 7 and modules[0] == {
+        "name": "model.layers.0.self_attn.q_proj", "bits": 4, "group_size": 32, "symmetric": True}
+    assert "evaluation" not in report and "output_mse" not in json.dumps(report)
+    assert report["size"]["bits_per_weight"] == pytest.approx(4.5)
+    page = (tmp_path / "served" / "report.html").read_text()
+    assert "converted from gptq to compressed-tensors, gguf" in page and "Accuracy" not in page
+    assert "gptq" in server.ptq("report", first["name"]).stdout
+
+    # Reused, unless the formats are others.
+    server.ptq("convert", gptq_folder, "--format", "gguf,compressed-tensors", "--output", tmp_path / "again")
+    jobs = json.loads(server.ptq("list", "--json").stdout)
+    assert sorted(job.get("reused", False) for job in jobs) == [False, True]
+    assert folder_digests(tmp_path / "again") == folder_digests(tmp_path / "by_hand")
+
+
+def test_a_jobs_result_on_the_server_is_converted_without_sending_it_again(server, tiny_model, tmp_path):
+    from ptq.v1 import model_service_pb2 as ms, resources_pb2 as rs
+    from ptq.v1 import model_service_pb2_grpc, quantization_service_pb2_grpc
+    job = server.submit(tiny_model, *QUICK_JOB, calibration=None)
+    server.ptq("watch", job)
+    jobs = quantization_service_pb2_grpc.QuantizationServiceStub(server.channel())
+    files = jobs.ListArtifacts(rs.ListRequest(parent=job, page_size=1000)).files
+    request = ms.CreateModelRequest(parent="tenants/default")
+    for file in files:
+        if not file.path.startswith("report."):
+            request.source.manifest.files.append(file)
+    model = model_service_pb2_grpc.ModelServiceStub(server.channel()).CreateModel(request)
+    server.ptq("convert", model.name, "--format", "gptq", "--output", tmp_path / "served")
+    server.ptq("download", job, tmp_path / "affine")
+    subprocess.run([BIN / "ptq-worker", "convert", "--from", tmp_path / "affine", "--format", "gptq", "--output",
+                    tmp_path / "by_hand"], check=True, capture_output=True)
+    assert folder_digests(tmp_path / "served") == folder_digests(tmp_path / "by_hand")
+
+
+def test_a_stopped_conversion_begins_again(gptq_folder, tmp_path):
+    spec = {"task": "convert", "model": str(gptq_folder), "format": "affine,gguf"}
+    (tmp_path / "job.json").write_text(json.dumps(spec))
+    command = [BIN / "ptq-worker", "run", "--spec", tmp_path / "job.json", "--output", tmp_path / "out"]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in worker.stdout:
+        if json.loads(line).get("phase") == "export":
+            worker.send_signal(signal.SIGKILL)
+            break
+    worker.stdout.close()
+    worker.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([BIN / "ptq-worker", "convert", "--from", gptq_folder, "--format", "affine,gguf", "--output",
+                    tmp_path / "by_hand"], check=True, capture_output=True)
+    assert folder_digests(tmp_path / "out") == folder_digests(tmp_path / "by_hand")
+
+
 def test_the_recipes_flags_reach_the_workers_spec(shared_server, tiny_model):
     submit = ["submit", tiny_model, "--calibration", CALIBRATION, "--group-size", 32, "--validate-only", "--json"]
     spec = json.loads(shared_server.ptq(*submit, "--recipe", "best", "--fisher-tokens", 512,

@@ -78,6 +78,24 @@ TEST(SpecConversionTest, EveryAlgorithmHasItsFieldInTheApi) {
   for (const char* other : {"", "scheme", "magic"}) EXPECT_FALSE(SetAlgorithmField(other, unset));
 }
 
+TEST(SpecConversionTest, AConversionHasAModelAndFormats) {
+  v1::QuantizationSpec spec;
+  spec.set_model("tenants/default/models/m");
+  spec.mutable_convert();
+  spec.add_output_formats("gguf");
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec converted, ToJobSpec(spec));
+  EXPECT_EQ(converted.task, Task::kConvert);
+  EXPECT_EQ(DumpJson(JobSpecToJson(converted)),
+            R"({"task":"convert","model":"tenants/default/models/m","format":["gguf"]})");
+  spec.mutable_scheme()->set_bits(3);
+  EXPECT_THAT(ToJobSpec(spec), StatusIs(absl::StatusCode::kInvalidArgument,
+                                        HasSubstr("bits: 3 goes with a quantization")));
+  spec.clear_scheme();
+  spec.set_calibration_dataset("tenants/default/datasets/d");
+  EXPECT_THAT(ToJobSpec(spec),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("calibration")));
+}
+
 TEST(ListenAddressTest, LoopbackOnly) {
   for (const char* good : {"127.0.0.1:0", "127.9.9.9:7433", "localhost:1", "[::1]:7433"}) {
     EXPECT_THAT(ParseListenAddress(good), IsOk()) << good;

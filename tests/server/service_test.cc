@@ -450,6 +450,51 @@ TEST_F(ServiceTest, SpecErrorsNameTheirField) {
   EXPECT_EQ(CreateJob(request, &job).error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
+TEST_F(ServiceTest, AQuantizedModelIsForConversionsAlone) {
+  testing::WriteTinyModel(folder_.Path("models/packed"), /*tokenizer=*/true);
+  auto config = ParseJson(testing::kTinyConfig);
+  (*config)["quantization_config"] = {{"quant_method", "gptq"}, {"bits", 4}};
+  folder_.Write("models/packed/config.json", DumpJson(*config));
+  v1::CreateModelRequest model_request;
+  model_request.set_parent(kParent);
+  model_request.mutable_source()->set_server_path(folder_.Path("models/packed"));
+  v1::Model model;
+  ASSERT_TRUE(Call(models_, &v1::ModelService::Stub::CreateModel, model_request, &model).ok());
+  EXPECT_EQ(model.quantized_format(), "gptq");
+  EXPECT_EQ(model.architecture(), "LlamaForCausalLM");
+  EXPECT_EQ(model.block_count(), 2);
+
+  auto request = JobRequest();
+  const std::string plain = request.spec().model();
+  request.mutable_spec()->set_model(model.name());
+  Job job;
+  grpc::Status status = CreateJob(request, &job);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(FieldOf(status), "spec.model");
+  EXPECT_THAT(status.error_message(), HasSubstr("already quantized (gptq)"));
+  EXPECT_THAT(status.error_message(), HasSubstr("`convert`"));
+
+  v1::CreateQuantizationJobRequest conversion;
+  conversion.set_parent(kParent);
+  conversion.mutable_spec()->set_model(model.name());
+  conversion.mutable_spec()->mutable_convert();
+  conversion.mutable_spec()->add_output_formats("gguf");
+  conversion.set_validate_only(true);
+  job = MustCreateJob(conversion);
+  EXPECT_THAT(job.job_spec_json(), HasSubstr(R"({"task":"convert","model":)"));
+  EXPECT_EQ(job.progress().blocks_total(), 2);
+  conversion.mutable_spec()->set_model(plain);
+  status = CreateJob(conversion, &job);
+  EXPECT_EQ(FieldOf(status), "spec.model");
+  EXPECT_THAT(status.error_message(), HasSubstr("the model is not quantized"));
+
+  (*config)["quantization_config"]["quant_method"] = "bitsandbytes";
+  folder_.Write("models/packed/config.json", DumpJson(*config));
+  status = Call(models_, &v1::ModelService::Stub::CreateModel, model_request, &model);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("\"bitsandbytes\" can't be read"));
+}
+
 TEST_F(ServiceTest, TextNeedsATokenizer) {
   testing::WriteTinyModel(folder_.Path("models/bare"), /*tokenizer=*/false);
   folder_.Write("models/c.txt", "words");

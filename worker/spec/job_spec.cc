@@ -129,6 +129,7 @@ absl::Status AssignFormats(const std::string& key, const Json& value,
 }
 
 absl::Status AssignKey(const std::string& key, const Json& value, JobSpec* spec) {
+  if (key == "task") return AssignName(key, value, ParseTask, &spec->task);
   if (key == "model") return Assign(key, value, &spec->model);
   if (key == "calibration") return Assign(key, value, &spec->calibration);
   if (key == "evaluation") return Assign(key, value, &spec->evaluation);
@@ -194,6 +195,51 @@ absl::Status CheckNamed(const JobSpec& spec) {
   if (spec.asymmetric != preset.asymmetric) {
     return refuse("asymmetric", spec.asymmetric ? "true" : "false",
                   preset.asymmetric ? "true" : "false");
+  }
+  return absl::OkStatus();
+}
+
+// All that a quantization is told.
+Json QuantizationToJson(const JobSpec& spec) {
+  Json json = Json::object();
+  json["model"] = spec.model;
+  json["calibration"] = spec.calibration;
+  json["evaluation"] = spec.evaluation;
+  json["algorithm"] = AlgorithmName(spec.algorithm);
+  json["preset"] = spec.preset;
+  json["scheme"] = KQuantName(spec.scheme);
+  json["bits"] = spec.bits;
+  json["group_size"] = spec.group_size;
+  json["asymmetric"] = spec.asymmetric;
+  json["scale_rule"] = ScaleRuleName(spec.scale_rule);
+  json["recipe"] = RecipeName(spec.recipe);
+  json["iterations"] = spec.iterations;
+  json["batch_size"] = spec.batch_size;
+  json["fisher_tokens"] = spec.fisher_tokens;
+  json["tuning_precision"] = PrecisionName(spec.tuning_precision);
+  json["samples"] = spec.samples;
+  json["sequence_length"] = spec.sequence_length;
+  json["seed"] = spec.seed;
+  json["device"] = DeviceName(spec.device);
+  json["low_memory"] = LowMemoryName(spec.low_memory);
+  json["evaluation_window"] = spec.evaluation_window;
+  json["evaluation_samples"] = spec.evaluation_samples;
+  json["format"] = spec.format;
+  json["rule"] = spec.rule;
+  json["allow_split_fused_sets"] = spec.allow_split_fused_sets;
+  return json;
+}
+
+// A conversion computes nothing: whatever is said about how to, is a mistake.
+absl::Status CheckConversion(const JobSpec& spec) {
+  const Json defaults = QuantizationToJson(JobSpec());
+  const Json given = QuantizationToJson(spec);
+  for (const auto& [key, value] : given.items()) {
+    if (key == "model" || key == "format" || value == defaults[key]) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(key, ": ", DumpJson(value),
+                     " goes with a quantization; a conversion takes a quantized model and formats, "
+                     "so leave it out"));
   }
   return absl::OkStatus();
 }
@@ -281,6 +327,7 @@ const char* PrecisionName(PrecisionChoice precision) {
 }
 const char* RecipeName(TuningRecipe recipe) { return kRecipeNames[static_cast<size_t>(recipe)]; }
 const char* ScaleRuleName(ScaleRule rule) { return kScaleRuleNames[static_cast<size_t>(rule)]; }
+const char* TaskName(Task task) { return kTaskNames[static_cast<size_t>(task)]; }
 
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name) {
   return ParseName<Algorithm>(kAlgorithmNames, name);
@@ -326,6 +373,9 @@ absl::StatusOr<TuningRecipe> ParseRecipe(const std::string& name) {
 absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name) {
   return ParseName<ScaleRule>(kScaleRuleNames, name);
 }
+absl::StatusOr<Task> ParseTask(const std::string& name) {
+  return ParseName<Task>(kTaskNames, name);
+}
 
 absl::Status UsePreset(const std::string& name, JobSpec* spec) {
   const auto preset = FindPreset(name);
@@ -350,32 +400,11 @@ absl::Status UseScheme(const std::string& name, JobSpec* spec) {
 }
 
 Json JobSpecToJson(const JobSpec& spec) {
+  if (spec.task == Task::kQuantize) return QuantizationToJson(spec);
   Json json = Json::object();
+  json["task"] = TaskName(spec.task);
   json["model"] = spec.model;
-  json["calibration"] = spec.calibration;
-  json["evaluation"] = spec.evaluation;
-  json["algorithm"] = AlgorithmName(spec.algorithm);
-  json["preset"] = spec.preset;
-  json["scheme"] = KQuantName(spec.scheme);
-  json["bits"] = spec.bits;
-  json["group_size"] = spec.group_size;
-  json["asymmetric"] = spec.asymmetric;
-  json["scale_rule"] = ScaleRuleName(spec.scale_rule);
-  json["recipe"] = RecipeName(spec.recipe);
-  json["iterations"] = spec.iterations;
-  json["batch_size"] = spec.batch_size;
-  json["fisher_tokens"] = spec.fisher_tokens;
-  json["tuning_precision"] = PrecisionName(spec.tuning_precision);
-  json["samples"] = spec.samples;
-  json["sequence_length"] = spec.sequence_length;
-  json["seed"] = spec.seed;
-  json["device"] = DeviceName(spec.device);
-  json["low_memory"] = LowMemoryName(spec.low_memory);
-  json["evaluation_window"] = spec.evaluation_window;
-  json["evaluation_samples"] = spec.evaluation_samples;
   json["format"] = spec.format;
-  json["rule"] = spec.rule;
-  json["allow_split_fused_sets"] = spec.allow_split_fused_sets;
   return json;
 }
 
@@ -406,6 +435,7 @@ absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text) {
 }
 
 absl::Status ValidateJobSpec(const JobSpec& spec) {
+  if (spec.task == Task::kConvert) return CheckConversion(spec);
   PTQ_RETURN_IF_ERROR(CheckNamed(spec));
   PTQ_RETURN_IF_ERROR(CheckRange("bits", spec.bits, 2, 8));
   if (spec.group_size < QuantizationScheme::kPerChannel || spec.group_size > kMaxGroupSize) {

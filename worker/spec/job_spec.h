@@ -18,6 +18,9 @@
 namespace ptq {
 
 // Names stand in the order of the enum. Flags, API and capabilities follow these lists.
+// Convert: the model is quantized already, and is written in other formats.
+enum class Task { kQuantize, kConvert };
+inline constexpr std::array kTaskNames = {"quantize", "convert"};
 enum class Algorithm { kAutoRound, kGptq, kOptRtn, kRtn };
 inline constexpr std::array kAlgorithmNames = {"auto-round", "gptq", "opt-rtn", "rtn"};
 inline constexpr std::array kOutputFormatNames = {
@@ -43,6 +46,7 @@ const char* LowMemoryName(LowMemory choice);
 const char* PrecisionName(PrecisionChoice precision);
 const char* RecipeName(TuningRecipe recipe);
 const char* ScaleRuleName(ScaleRule rule);
+const char* TaskName(Task task);
 absl::StatusOr<Algorithm> ParseAlgorithm(const std::string& name);
 absl::StatusOr<DeviceChoice> ParseDevice(const std::string& name);
 absl::StatusOr<LowMemory> ParseLowMemory(const std::string& name);
@@ -53,12 +57,14 @@ absl::StatusOr<std::vector<std::string>> ParseOutputFormats(const std::vector<st
 absl::StatusOr<PrecisionChoice> ParsePrecision(const std::string& name);
 absl::StatusOr<TuningRecipe> ParseRecipe(const std::string& name);
 absl::StatusOr<ScaleRule> ParseScaleRule(const std::string& name);
+absl::StatusOr<Task> ParseTask(const std::string& name);
 
 // Defaults are the documented ones of the command line.
 struct JobSpec {
-  std::string model;        // folder
-  std::string calibration;  // file, or "" (allowed for rtn alone)
-  std::string evaluation;   // file, or "": no evaluation
+  Task task = Task::kQuantize;  // a conversion has a model and formats, and nothing else
+  std::string model;            // folder; of a conversion also a .gguf file
+  std::string calibration;      // file, or "" (allowed for rtn alone)
+  std::string evaluation;       // file, or "": no evaluation
 
   Algorithm algorithm = Algorithm::kAutoRound;
   // A name of presets.h, or "". It sets the next four, and rules that follow those of `rule`.
@@ -109,8 +115,9 @@ absl::Status UsePreset(const std::string& name, JobSpec* spec);
 // asymmetric.
 absl::Status UseScheme(const std::string& name, JobSpec* spec);
 
-// Every key of the struct, in the struct's order, defaults included. Of `format` a list, also of
-// one; what is read may be a string, with commas.
+// Every key of the struct but `task`, in the struct's order, defaults included; of a conversion
+// task, model and format alone. Of `format` a list, also of one; what is read may be a string, with
+// commas.
 Json JobSpecToJson(const JobSpec& spec);
 // Unknown keys and wrong types are kInvalidArgument naming the key, and so is bits, group_size or
 // asymmetric beside a preset or a scheme with another value than theirs; ranges are
@@ -121,7 +128,8 @@ absl::StatusOr<JobSpec> ParseJobSpec(std::string_view text);
 // Ranges and combinations that need no model: bits 2..8, group_size -1, 0 or positive, sizes
 // positive, torchao's rule with rtn only, auto-round's options with auto-round only, no
 // fisher_tokens with recipe paper, no K-quant by auto-round, calibration present unless rtn, rule
-// syntax and RE2 patterns. kInvalidArgument: "bits: 9 is not in 2..8".
+// syntax and RE2 patterns; of a conversion, that nothing but model and format is set.
+// kInvalidArgument: "bits: 9 is not in 2..8".
 absl::Status ValidateJobSpec(const JobSpec& spec);
 
 }  // namespace ptq

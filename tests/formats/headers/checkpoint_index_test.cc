@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "formats/headers/model_files.h"
 #include "tests/formats/headers/header_testing.h"
 #include "tests/testing/status_matchers.h"
 
@@ -158,6 +159,7 @@ TEST_F(CheckpointIndexTest, RefusesFoldersWithoutWeights) {
   ExpectRefused("no weights", "model.safetensors");
   Write("model-q4.gguf", "GGUF");
   ExpectRefused("GGUF", "model-q4.gguf");
+  std::filesystem::remove(Path("model-q4.gguf"));
   for (const char* pickle : {"pytorch_model.bin", "consolidated.00.pth", "model.pt", "m.ckpt"}) {
     Write(pickle, "PK");
     ExpectRefused("only pickle weights", pickle);
@@ -209,6 +211,27 @@ TEST_F(CheckpointIndexTest, SelectsTheSingleFileWhereThereIsNoIndex) {
   PTQ_ASSERT_OK_AND_ASSIGN(const auto files, SelectModelFiles(folder_, &skipped));
   EXPECT_THAT(files, ElementsAre("model.safetensors"));
   EXPECT_THAT(skipped, ElementsAre("stray.safetensors"));
+}
+
+TEST_F(CheckpointIndexTest, SelectsAGgufFileWhereThereAreNoSafetensors) {
+  Write("model-q4.gguf", "GGUF");
+  Write("config.json", "{}");
+  Write("README.md", "x");
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto files, SelectModelFiles(folder_, nullptr));
+  EXPECT_THAT(files, ElementsAre("config.json", "model-q4.gguf"));
+  Write("model-q8.gguf", "GGUF");
+  EXPECT_THAT(SelectModelFiles(folder_, nullptr),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("name one of them")));
+  EXPECT_EQ(ModelFolder(Path("model-q8.gguf")), folder_);
+  EXPECT_EQ(ModelFolder("model-q8.gguf"), ".");
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto named, SelectModelFiles(Path("model-q8.gguf"), nullptr));
+  EXPECT_THAT(named, ElementsAre("config.json", "model-q8.gguf"));
+  // Beside an original checkpoint they are somebody else's.
+  Write("model.safetensors", "x");
+  PTQ_ASSERT_OK_AND_ASSIGN(const auto original, SelectModelFiles(folder_, nullptr));
+  EXPECT_THAT(original, ElementsAre("config.json", "model.safetensors"));
+  PTQ_ASSERT_OK_AND_ASSIGN(const std::string none, FindGgufFile(folder_));
+  EXPECT_EQ(none, "");
 }
 
 TEST_F(CheckpointIndexTest, SelectionRefusesTheSameIndices) {

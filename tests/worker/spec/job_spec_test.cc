@@ -75,6 +75,30 @@ TEST(JobSpecTest, EveryFieldSurvivesTheRoundTrip) {
   EXPECT_EQ(from_text, spec);
 }
 
+TEST(JobSpecTest, AConversionHasAModelAndFormats) {
+  constexpr char kText[] = R"({"task":"convert","model":"m","format":["gptq","gguf"]})";
+  PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(kText));
+  EXPECT_EQ(spec.task, Task::kConvert);
+  EXPECT_EQ(DumpJson(JobSpecToJson(spec)), kText);
+  EXPECT_THAT(ValidateJobSpec(spec), IsOk());
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, std::string>>{{"calibration", "\"c.txt\""},
+                                                        {"algorithm", "\"gptq\""},
+                                                        {"bits", "8"},
+                                                        {"rule", "[\"x:skip\"]"},
+                                                        {"seed", "7"},
+                                                        {"preset", "\"W4A16_ASYM\""},
+                                                        {"device", "\"cuda\""}}) {
+    PTQ_ASSERT_OK_AND_ASSIGN(
+        const JobSpec other,
+        ParseJobSpec("{\"task\":\"convert\",\"model\":\"m\",\"" + key + "\":" + value + "}"));
+    EXPECT_THAT(ValidateJobSpec(other),
+                StatusIs(kInvalid, AllOf(StartsWith(key + ": "), HasSubstr("leave it out"))));
+  }
+  EXPECT_THAT(ParseJobSpec(R"({"task":"train","model":"m"})"),
+              StatusIs(kInvalid, HasSubstr("task: \"train\" is none of quantize, convert")));
+}
+
 TEST(JobSpecTest, AbsentKeysHaveDefaults) {
   PTQ_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(R"({"model":"m","bits":2})"));
   JobSpec expected;

@@ -1,6 +1,6 @@
 // A folder whose model is quantized already, seen as the model that it was.
-#ifndef PTQ_FORMATS_QUANTIZED_FOLDER_H_
-#define PTQ_FORMATS_QUANTIZED_FOLDER_H_
+#ifndef PTQ_FORMATS_HEADERS_QUANTIZED_FOLDER_H_
+#define PTQ_FORMATS_HEADERS_QUANTIZED_FOLDER_H_
 
 #include <functional>
 #include <set>
@@ -20,6 +20,10 @@ struct QuantizedFolder {
   Json quantization_config;  // an object
 };
 
+// The value of --format for files of this quantization_config. kInvalidArgument, listing those that
+// are read, for any other quant_method.
+absl::StatusOr<std::string> FormatOfQuantization(const Json& quantization_config);
+
 // kNotFound if there is no such folder; kInvalidArgument naming file and key if config.json has no
 // quantization_config or can't be read, or the files are damaged.
 absl::StatusOr<QuantizedFolder> InspectQuantizedFolder(const std::string& folder);
@@ -33,4 +37,4 @@ absl::Status CheckPlainTensors(const CheckpointInspection& model,
 
 }  // namespace ptq
 
-#endif  // PTQ_FORMATS_QUANTIZED_FOLDER_H_
+#endif  // PTQ_FORMATS_HEADERS_QUANTIZED_FOLDER_H_

@@ -1,4 +1,4 @@
-#include "formats/quantized_folder.h"
+#include "formats/headers/quantized_folder.h"
 
 #include <utility>
 #include <vector>
@@ -40,6 +40,19 @@ absl::Status CheckPlain(const TableTensor& expected, const CheckpointTensor* fou
 }
 
 }  // namespace
+
+absl::StatusOr<std::string> FormatOfQuantization(const Json& quantization_config) {
+  PTQ_ASSIGN_OR_RETURN(const std::string method, JsonString(quantization_config, "quant_method",
+                                                            /*otherwise=*/"compressed-tensors"));
+  if (method == "torchao") return "affine";
+  if (method == "intel/auto-round") return "auto-round";  // of its older releases
+  for (const char* format : {"auto-round", "awq", "compressed-tensors", "gptq"}) {
+    if (method == format) return method;
+  }
+  return absl::InvalidArgumentError("quant_method " + Quote(method) +
+                                    " can't be read; torchao, auto-round, awq, compressed-tensors, "
+                                    "gptq and .gguf files can");
+}
 
 absl::StatusOr<QuantizedFolder> InspectQuantizedFolder(const std::string& folder) {
   if (!IsDirectory(folder)) {
