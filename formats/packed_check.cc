@@ -32,6 +32,33 @@ int CodeAt(const uint32_t* words, int64_t stride, int64_t index, int bits) {
   return static_cast<int>(code & ((1u << bits) - 1u));
 }
 
+// Elements 0 .. count-1 of a contiguous stream, less `middle`, 32 at a time: these are kBits words.
+template <int kBits>
+void DecodeStream(const uint32_t* words, int64_t count, int middle, int8_t* codes) {
+  const int64_t whole = count / 32;
+  for (int64_t unit = 0; unit < whole; ++unit) {
+    const uint32_t* in = words + unit * kBits;
+    int8_t* out = codes + unit * 32;
+#pragma GCC unroll 32
+    for (int i = 0; i < 32; ++i) {
+      const int word = i * kBits / 32;
+      const int shift = i * kBits % 32;
+      uint32_t code = in[word] >> shift;
+      if (shift + kBits > 32) code |= in[word + 1] << (32 - shift);
+      out[i] = static_cast<int8_t>(static_cast<int>(code & ((1u << kBits) - 1u)) - middle);
+    }
+  }
+  for (int64_t i = whole * 32; i < count; ++i) {
+    codes[i] = static_cast<int8_t>(CodeAt(words, 1, i, kBits) - middle);
+  }
+}
+
+using StreamDecoder = void (*)(const uint32_t*, int64_t, int, int8_t*);
+// By width, from 2 bits on.
+constexpr StreamDecoder kStreamDecoders[] = {DecodeStream<2>, DecodeStream<3>, DecodeStream<4>,
+                                             DecodeStream<5>, DecodeStream<6>, DecodeStream<7>,
+                                             DecodeStream<8>};
+
 class PackedCheck {
  public:
   PackedCheck(const RecordView& record, RecordCheck& file)
@@ -41,9 +68,7 @@ class PackedCheck {
         middle_(1 << (record.bits - 1)) {}
 
   int64_t groups() const { return groups_; }
-  int code(int64_t row, int64_t column) const {
-    return record_.codes[row * record_.columns + column] + middle_;
-  }
+  int middle() const { return middle_; }
   int zero(int64_t row, int64_t group) const {
     return record_.zero_point[row / record_.block_size[0] * groups_ + group] + middle_;
   }
@@ -59,6 +84,15 @@ class PackedCheck {
     std::vector<uint32_t> words(static_cast<size_t>(count));
     for (int64_t i = 0; i < count; ++i) words[static_cast<size_t>(i)] = WordAt(bytes_, i);
     return words;
+  }
+
+  // Codes `first` .. `first + count - 1` of a row, as the record has them.
+  absl::Status Codes(const std::string& name, const int8_t* codes, int64_t row, int64_t first,
+                     int64_t count) const {
+    const int8_t* expected = record_.codes + row * record_.columns + first;
+    if (std::memcmp(codes, expected, static_cast<size_t>(count)) == 0) return absl::OkStatus();
+    const int64_t at = std::mismatch(codes, codes + count, expected).first - codes;
+    return Wrong(name, codes[at] + middle_, expected[at] + middle_, row, first + at);
   }
 
   // Scales [N, G], or [G, N] if `transposed`, of a dtype that may be narrower than the record's.
@@ -128,17 +162,14 @@ absl::Status CheckCompressedTensors(const RecordView& record, bool symmetric, Re
   const int64_t width = (record.columns * bits + 31) / 32;
   PTQ_ASSIGN_OR_RETURN(const TensorInfo info, file.Find(name, DType::kI32, {record.rows, width}));
   const int64_t rows_a_piece = std::max<int64_t>(1, kPieceWords / width);
+  const StreamDecoder decode = kStreamDecoders[bits - 2];
+  std::vector<int8_t> codes(static_cast<size_t>(record.columns));
   for (int64_t first = 0; first < record.rows; first += rows_a_piece) {
     const int64_t count = std::min(rows_a_piece, record.rows - first);
     PTQ_ASSIGN_OR_RETURN(const auto words, check.Words(info, first * width, count * width));
     for (int64_t i = 0; i < count; ++i) {
-      const uint32_t* row_words = words.data() + i * width;
-      for (int64_t column = 0; column < record.columns; ++column) {
-        const int code = CodeAt(row_words, 1, column, bits);
-        if (code != check.code(first + i, column)) {
-          return check.Wrong(name, code, check.code(first + i, column), first + i, column);
-        }
-      }
+      decode(words.data() + i * width, record.columns, check.middle(), codes.data());
+      PTQ_RETURN_IF_ERROR(check.Codes(name, codes.data(), first + i, 0, record.columns));
     }
   }
   return absl::OkStatus();
@@ -178,19 +209,20 @@ absl::Status CheckGptq(const RecordView& record, int zero_bias, bool with_index,
   // 32 columns are `bits` whole rows of words.
   const int64_t units = height / bits;
   const int64_t units_a_piece = std::max<int64_t>(1, kPieceWords / (bits * record.rows));
+  const StreamDecoder decode = kStreamDecoders[bits - 2];
+  std::vector<uint32_t> row_words(static_cast<size_t>(units_a_piece * bits));
+  std::vector<int8_t> codes(static_cast<size_t>(units_a_piece * 32));
   for (int64_t first = 0; first < units; first += units_a_piece) {
     const int64_t count = std::min(units_a_piece, units - first);
     const int64_t stride = record.rows;
     PTQ_ASSIGN_OR_RETURN(const auto words,
                          check.Words(info, first * bits * stride, count * bits * stride));
     for (int64_t row = 0; row < record.rows; ++row) {
-      for (int64_t i = 0; i < 32 * count; ++i) {
-        const int code = CodeAt(words.data() + row, stride, i, bits);
-        const int64_t column = 32 * first + i;
-        if (code != check.code(row, column)) {
-          return check.Wrong(name, code, check.code(row, column), row, column);
-        }
+      for (int64_t i = 0; i < count * bits; ++i) {
+        row_words[static_cast<size_t>(i)] = words[static_cast<size_t>(i * stride + row)];
       }
+      decode(row_words.data(), 32 * count, check.middle(), codes.data());
+      PTQ_RETURN_IF_ERROR(check.Codes(name, codes.data(), row, 32 * first, 32 * count));
     }
   }
   return absl::OkStatus();
@@ -219,16 +251,21 @@ absl::Status CheckAwq(const RecordView& record, RecordCheck& file) {
   PTQ_ASSIGN_OR_RETURN(const TensorInfo info,
                        file.Find(name, DType::kI32, {record.columns, width}));
   const int64_t columns_a_piece = std::max<int64_t>(1, kPieceWords / width);
+  std::vector<uint32_t> column_words(static_cast<size_t>(columns_a_piece));
+  std::vector<int8_t> codes(static_cast<size_t>(columns_a_piece));
   for (int64_t first = 0; first < record.columns; first += columns_a_piece) {
     const int64_t count = std::min(columns_a_piece, record.columns - first);
     PTQ_ASSIGN_OR_RETURN(const auto words, check.Words(info, first * width, count * width));
     for (int64_t row = 0; row < record.rows; ++row) {
-      for (int64_t i = 0; i < count; ++i) {
-        const int code = code_at(words.data(), i, row);
-        if (code != check.code(row, first + i)) {
-          return check.Wrong(name, code, check.code(row, first + i), row, first + i);
-        }
+      for (int64_t i = 0; row % 8 == 0 && i < count; ++i) {
+        column_words[static_cast<size_t>(i)] = words[static_cast<size_t>(i * width + row / 8)];
       }
+      const int shift = 4 * kNibbleOf[row % 8];
+      for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+        codes[i] =
+            static_cast<int8_t>(static_cast<int>(column_words[i] >> shift & 15u) - check.middle());
+      }
+      PTQ_RETURN_IF_ERROR(check.Codes(name, codes.data(), row, first, count));
     }
   }
   return absl::OkStatus();

@@ -1,8 +1,8 @@
 """Mixtures of experts and latent attention: logits against transformers in float32, and whole jobs.
 
 Models are random and tiny, with every option of their families. Each logits case prints the largest absolute
-difference; the bound is 1e-4. Jobs run ptq-worker: every algorithm on every family, what becomes of an expert that
-calibration never reaches, and token counts against transformers' routers.
+difference; the bound is 1e-4. Jobs run ptq-worker: algorithms on every family (matrix_test.py has all of them), what
+becomes of an expert that calibration never reaches, and token counts against transformers' routers.
 """
 import json
 import os
@@ -145,9 +145,9 @@ def layers(report):
     return [module for block in report["blocks"] for module in block["modules"]]
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ["rtn", "gptq", "auto-round"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_algorithm_runs(family, algorithm, checkpoints, tmp_path):
+def test_algorithms_run(family, algorithm, checkpoints, tmp_path):
     folder = checkpoints(family)
     report = run_job(folder, tmp_path / "out", tmp_path, **ALGORITHMS[algorithm])
     stored = load_file(folder / "model.safetensors")
