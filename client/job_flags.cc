@@ -168,16 +168,17 @@ void AddJobFlags(CLI::App& command, JobFlags& flags) {
   scheme(asymmetric);
   preset->excludes(asymmetric);
   k_quant->excludes(asymmetric);
-  scheme(command
-             .add_option("--rule", spec.rule,
-                         "'PATTERN:bits=8,group_size=32' or 'PATTERN:skip' for the modules whose "
-                         "whole name matches the regular expression (RE2). Keys: bits, group_size, "
-                         "symmetric, or scheme=Q6_K and the like. Repeatable; the first rule that "
-                         "matches wins. The head and the embedding are quantized where a rule names "
-                         "them ('lm_head:bits=8', 'model.embed_tokens:bits=8') and the format can "
-                         "hold them; patterns that match any name, such as '.*', leave them alone.")
-             ->type_name("RULE")
-             ->allow_extra_args(false));
+  scheme(
+      command
+          .add_option("--rule", spec.rule,
+                      "'PATTERN:bits=8,group_size=32' or 'PATTERN:skip' for the modules whose "
+                      "whole name matches the regular expression (RE2). Keys: bits, group_size, "
+                      "symmetric, or scheme=Q6_K and the like. Repeatable; the first rule that "
+                      "matches wins. The head and the embedding are quantized where a rule names "
+                      "them ('lm_head:bits=8', 'model.embed_tokens:bits=8') and the format can "
+                      "hold them; patterns that match any name, such as '.*', leave them alone.")
+          ->type_name("RULE")
+          ->allow_extra_args(false));
   scheme(command.add_flag("--allow-split-fused-sets", spec.allow_split_fused_sets,
                           "Let rules give q, k and v, or gate and up, different schemes. vLLM and "
                           "SGLang load each of these sets as one layer and refuse such a model."));

@@ -150,7 +150,7 @@ absl::StatusOr<GgufFamily> GgufFamilyOf(const ModelConfig& config) {
     known.push_back(family.model_type);
   }
   return absl::UnimplementedError(
-      absl::StrCat("format gguf: llama.cpp has no architecture for model_type ",
+      absl::StrCat("format gguf: there are no names of llama.cpp here for model_type ",
                    Quote(config.model_type), "; it takes ", ListSome(known, known.size())));
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "formats/headers/gguf_types.h"
 
@@ -47,6 +48,15 @@ absl::Status CheckAwq(const std::string& format, const PlannedModule& module) {
   if (module.scheme.bits != 4) {
     return Refuse(format, module,
                   absl::StrFormat("it has %d bits, and the format 4", module.scheme.bits), kAny);
+  }
+  // transformers' AWQ_SCALES_MAPPINGS, of StarCoder2 and GPT-NeoX: without the tensor the model
+  // runs with what its memory held.
+  if (format == "awq" && (absl::EndsWith(module.module, ".mlp.c_fc") ||
+                          absl::EndsWith(module.module, ".mlp.dense_h_to_4h"))) {
+    return Refuse(format, module,
+                  "transformers divides the activation behind it by a tensor act.scales, which "
+                  "records don't have",
+                  "gptq or compressed-tensors");
   }
   return CheckMultiples(format, module, 8, 1);
 }

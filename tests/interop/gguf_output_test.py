@@ -313,7 +313,7 @@ def test_each_family_in_llama_cpp(tmp_path, name):
 @pytest.mark.parametrize("kind, arguments, reason", [
     ("OPTConfig", {"vocab_size": 320, "hidden_size": 128, "ffn_dim": 256, "num_hidden_layers": 2,
                    "num_attention_heads": 4, "word_embed_proj_dim": 128},
-     "llama.cpp has no architecture for model_type \"opt\""),
+     "there are no names of llama.cpp here for model_type \"opt\""),
     ("LlamaConfig", {**SIZES, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
      "rope_parameters.rope_type: llama.cpp has no dynamic scaling"),
     ("Gemma2Config", {**SIZES, "head_dim": 32, "query_pre_attn_scalar": 64}, "the scale of attention's logits"),

@@ -33,9 +33,9 @@ PROCESSES = [(sys.executable, ["affine", "compressed-tensors", "dequantized"]), 
              (GPTQMODEL, ["gptq", "awq"])]
 LENGTH = 48
 # Difference of a token's logits over their magnitude; without a quantized layer's weights it is 0.5 and more.
-# Packed experts are decoded in half precision; GPTQModel computes in it and auto-round's kernel too; llama.cpp rounds
+# GPTQModel computes in half precision and auto-round's kernel too; packed experts are decoded in it; llama.cpp rounds
 # activations to 8 bits.
-BOUNDS = {"affine": 1e-5, "compressed-tensors": 2e-3, "gptq": 0.03, "awq": 0.03, "auto-round": 0.01, "gguf": 0.03}
+BOUNDS = {"affine": 1e-5, "compressed-tensors": 1e-5, "gptq": 0.03, "awq": 0.03, "auto-round": 0.01, "gguf": 0.03}
 # Beyond the plain case: what lets every format hold the model.
 EXPERT_OPTIONS = {"qwen3_moe": dict(norm_topk_prob=True), "deepseek_v2": dict(qk_nope_head_dim=32, qk_rope_head_dim=32),
                   "deepseek_v3": dict(qk_nope_head_dim=32, qk_rope_head_dim=32)}
@@ -120,6 +120,12 @@ def llama_cpp_logits(folder, ids):
         return torch.from_numpy(model.logits(ids[0].tolist())).unsqueeze(0)
 
 
+def bound(family, name):
+    # Their routers amplify what is rounded.
+    of_experts = {"compressed-tensors": 0.02, "gguf": 0.06} if family in random_expert_models.FAMILIES else {}
+    return of_experts.get(name, BOUNDS.get(name, 0))
+
+
 def difference(logits, expected):
     """The median token's: where two experts are as good, rounding sends a few tokens to the other one."""
     return ((logits - expected).abs().mean(-1) / expected.abs().mean(-1)).median().item()
@@ -160,7 +166,7 @@ def test_every_format_of_every_algorithm(family, tmp_path):
             if why_not:
                 assert not found <= 0.3, f"it is said not to load, but differs by {found:.1e} only: {why_not}"
             else:
-                assert found <= BOUNDS.get(name, 0), f"logits differ by {found:.1e} of their magnitude"
+                assert found <= bound(family, name), f"logits differ by {found:.1e} of their magnitude"
             cell[algorithm] = why_not or "yes"
         except (AssertionError, StopIteration, FileNotFoundError) as error:
             problems.append(f"{algorithm}, {name}: {error}")
