@@ -151,7 +151,7 @@ absl::StatusOr<GgufFamily> GgufFamilyOf(const ModelConfig& config) {
   }
   return absl::UnimplementedError(
       absl::StrCat("format gguf: there are no names of llama.cpp here for model_type ",
-                   Quote(config.model_type), "; it takes ", ListSome(known, known.size())));
+                   Quote(config.model_type), "; there are for ", ListSome(known, known.size())));
 }
 
 absl::StatusOr<GgufPlace> GgufPlaceOf(const GgufFamily& family, const ModelConfig& config,
