@@ -168,8 +168,12 @@ TEST(ResolveSchemesTest, PatternsForWhateverThereIsLeaveHeadAndEmbeddingAlone) {
 TEST(ResolveSchemesTest, PresetsLeaveHeadAndEmbeddingAlone) {
   for (const Preset& preset : Presets()) {
     JobSpec spec;
-    spec.group_size = 32;
-    spec.preset = preset.name;
+    ASSERT_THAT(UsePreset(preset.name, &spec), IsOk());
+    if (spec.scheme != KQuant::kNone) {
+      spec.format = {"gguf"};
+    } else {
+      spec.group_size = 32;
+    }
     PTQ_ASSERT_OK_AND_ASSIGN(const auto layers, ResolveSchemes(spec, Table(8)));
     for (const EffectiveScheme& layer : layers) EXPECT_EQ(layer.place, ModulePlace::kBlock);
   }
