@@ -577,8 +577,7 @@ std::string ModuleTable(const Json& report) {
     rows += ModuleRows(Array(block, "modules"), measured);
   }
   if (rows.empty()) return "";
-  return "<details><summary>All layers</summary>" + TableOfModules(rows, measured) +
-         "</details>\n";
+  return "<details><summary>All layers</summary>" + TableOfModules(rows, measured) + "</details>\n";
 }
 
 std::string OutsideOfBlocks(const Json& report) {
@@ -743,9 +742,8 @@ std::string RenderHtmlReport(const Json& report) {
          Escape(model) + "</h1>\n<p class=\"note\">" + subtitle + "</p>\n" + SummaryCards(report) +
          Warnings(report) + Evaluation(report) + KldHistogram(report) + Tuning(report) +
          LossCurves(report) + ErrorAgainstRtn(report) + BitsMap(report) + OutsideOfBlocks(report) +
-         Experts(report) +
-         ModuleTable(report) + Loaders(report) + Resources(report) + Provenance(report) +
-         "</main></body></html>\n";
+         Experts(report) + ModuleTable(report) + Loaders(report) + Resources(report) +
+         Provenance(report) + "</main></body></html>\n";
 }
 
 }  // namespace ptq
