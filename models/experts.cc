@@ -10,9 +10,18 @@
 
 #include <cstdint>
 
+#include "common/status_macros.h"
 #include "models/activation.h"
 
 namespace ptq {
+
+absl::StatusOr<GatedLinears> GatedLinearsOf(const BlockWeights& weights, int64_t expert) {
+  GatedLinears linears;
+  PTQ_ASSIGN_OR_RETURN(linears.gate, weights.LinearOf(TensorPart::kGate, expert));
+  PTQ_ASSIGN_OR_RETURN(linears.up, weights.LinearOf(TensorPart::kUp, expert));
+  PTQ_ASSIGN_OR_RETURN(linears.down, weights.LinearOf(TensorPart::kDown, expert));
+  return linears;
+}
 
 at::Tensor ApplyGatedLinears(const GatedLinears& linears, Activation activation,
                              const at::Tensor& rows, const LinearFunction& apply) {

@@ -5,9 +5,12 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "formats/headers/model_config.h"
+#include "models/block_weights.h"
 #include "models/expert_router.h"
 #include "models/linear.h"
 
@@ -19,6 +22,9 @@ struct GatedLinears {
   size_t up = 0;
   size_t down = 0;
 };
+
+// Of expert `expert`, or of the MLP that all tokens go through. kInvalidArgument for a missing one.
+absl::StatusOr<GatedLinears> GatedLinearsOf(const BlockWeights& weights, int64_t expert = -1);
 
 // One gated MLP of rows [..., D].
 at::Tensor ApplyGatedLinears(const GatedLinears& linears, Activation activation,

@@ -4,6 +4,7 @@
 
 #include "common/status_macros.h"
 #include "models/activation.h"
+#include "models/experts.h"
 #include "models/routed_mlp.h"
 
 namespace ptq {
@@ -28,24 +29,21 @@ class PlainMlp final : public Mlp {
 // Down(activation(Gate x) * Up x).
 class GatedMlp final : public Mlp {
  public:
-  GatedMlp(size_t gate, size_t up, size_t down, Activation activation)
-      : gate_(gate), up_(up), down_(down), activation_(activation) {}
+  GatedMlp(const GatedLinears& linears, Activation activation)
+      : linears_(linears), activation_(activation) {}
   at::Tensor Forward(const at::Tensor& input, const LinearFunction& apply) const override {
-    const at::Tensor gate = Activate(activation_, apply(gate_, input));
-    return apply(down_, gate * apply(up_, input));
+    return ApplyGatedLinears(linears_, activation_, input, apply);
   }
   bool Describe(GatedBlockParts* parts) const override {
     if (activation_ != Activation::kSilu) return false;
-    parts->gate = gate_;
-    parts->up = up_;
-    parts->down = down_;
+    parts->gate = linears_.gate;
+    parts->up = linears_.up;
+    parts->down = linears_.down;
     return true;
   }
 
  private:
-  size_t gate_;
-  size_t up_;
-  size_t down_;
+  GatedLinears linears_;
   Activation activation_;
 };
 
@@ -73,17 +71,17 @@ class FusedGatedMlp final : public Mlp {
 absl::StatusOr<std::unique_ptr<Mlp>> MakeMlp(const ModelConfig& config,
                                              const BlockWeights& weights) {
   if (weights.Has(TensorPart::kRouter)) return MakeRoutedMlp(config, weights);
+  if (weights.Has(TensorPart::kGate)) {
+    PTQ_ASSIGN_OR_RETURN(const GatedLinears linears, GatedLinearsOf(weights));
+    return std::make_unique<GatedMlp>(linears, config.activation);
+  }
   PTQ_ASSIGN_OR_RETURN(const size_t down, weights.LinearOf(TensorPart::kDown));
   if (weights.Has(TensorPart::kGateUp)) {
     PTQ_ASSIGN_OR_RETURN(const size_t both, weights.LinearOf(TensorPart::kGateUp));
     return std::make_unique<FusedGatedMlp>(both, down, config.activation);
   }
   PTQ_ASSIGN_OR_RETURN(const size_t up, weights.LinearOf(TensorPart::kUp));
-  if (!weights.Has(TensorPart::kGate)) {
-    return std::make_unique<PlainMlp>(up, down, config.activation);
-  }
-  PTQ_ASSIGN_OR_RETURN(const size_t gate, weights.LinearOf(TensorPart::kGate));
-  return std::make_unique<GatedMlp>(gate, up, down, config.activation);
+  return std::make_unique<PlainMlp>(up, down, config.activation);
 }
 
 }  // namespace ptq

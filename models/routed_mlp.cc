@@ -14,14 +14,6 @@
 namespace ptq {
 namespace {
 
-absl::StatusOr<GatedLinears> GatedLinearsOf(const BlockWeights& weights, int64_t expert) {
-  GatedLinears linears;
-  PTQ_ASSIGN_OR_RETURN(linears.gate, weights.LinearOf(TensorPart::kGate, expert));
-  PTQ_ASSIGN_OR_RETURN(linears.up, weights.LinearOf(TensorPart::kUp, expert));
-  PTQ_ASSIGN_OR_RETURN(linears.down, weights.LinearOf(TensorPart::kDown, expert));
-  return linears;
-}
-
 class RoutedMlp final : public Mlp {
  public:
   static absl::StatusOr<std::unique_ptr<Mlp>> Create(const ModelConfig& config,
@@ -53,7 +45,7 @@ absl::StatusOr<std::unique_ptr<Mlp>> RoutedMlp::Create(const ModelConfig& config
     PTQ_ASSIGN_OR_RETURN(mlp->experts_.emplace_back(), GatedLinearsOf(weights, expert));
   }
   if (config.experts.shared_intermediate_size > 0) {
-    PTQ_ASSIGN_OR_RETURN(mlp->shared_, GatedLinearsOf(weights, /*expert=*/-1));
+    PTQ_ASSIGN_OR_RETURN(mlp->shared_, GatedLinearsOf(weights));
   }
   if (weights.Has(TensorPart::kSharedExpertGate)) {
     PTQ_ASSIGN_OR_RETURN(mlp->shared_gate_, weights.RouterOf(TensorPart::kSharedExpertGate));
