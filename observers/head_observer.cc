@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 
-#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -13,11 +12,13 @@
 namespace ptq {
 namespace {
 
-// The head for observers of blocks: one linear layer.
+// The final norm and the head for observers of blocks: a block with one linear layer.
 class HeadLayer final : public DecoderBlock {
  public:
-  explicit HeadLayer(std::string module) : name_(std::move(module)), linears_(1) {
+  HeadLayer(const LanguageModelHead& head, std::string module)
+      : head_(head), name_(std::move(module)), linears_(1) {
     linears_[0].module = name_;
+    linears_[0].weight = head.head_weight;
   }
   const std::string& name() const override { return name_; }
   const std::vector<Linear>& linears() const override { return linears_; }
@@ -27,9 +28,10 @@ class HeadLayer final : public DecoderBlock {
  private:
   at::Tensor ForwardByTensors(const at::Tensor& hidden, const RotaryTable&,
                               const LinearFunction& apply) const override {
-    return apply(0, hidden);
+    return apply(0, head_.Normalize(hidden));
   }
 
+  const LanguageModelHead& head_;
   const std::string name_;
   std::vector<Linear> linears_;
 };
@@ -40,18 +42,9 @@ absl::StatusOr<LinearStatistics> ObserveHead(const LanguageModelHead& head,
                                              const std::string& module, const at::Tensor& hidden,
                                              int64_t micro_batch, InputStatistics statistics) {
   return CatchTorchErrors(module, [&]() -> absl::StatusOr<LinearStatistics> {
-    const at::NoGradGuard no_grad;
-    const HeadLayer layer(module);
-    const bool hessian = statistics == InputStatistics::kHessian;
-    LinearObserver observer(layer, hessian);
-    const int64_t tokens = hidden.size(0) * hidden.size(1);
-    const int64_t every = hessian ? 1 : std::max<int64_t>(1, tokens / kImportanceTokens);
-    for (int64_t begin = 0; begin < hidden.size(0); begin += every * micro_batch) {
-      const int64_t count = std::min(micro_batch, hidden.size(0) - begin);
-      observer.Record(
-          0, head.Normalize(ToDevice(hidden.narrow(0, begin, count), head.head_weight.device())));
-    }
-    return std::move(observer.Finish().front());
+    return std::move(ObserveLinears(HeadLayer(head, module), hidden, RotaryTable(), micro_batch,
+                                    statistics == InputStatistics::kHessian)
+                         .front());
   });
 }
 

@@ -20,40 +20,6 @@
 namespace ptq {
 namespace {
 
-// Runs the block over the samples for its statistics alone: Hessians of all, importance of evenly
-// spread micro-batches, and of the others too if a linear saw no token of those.
-std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at::Tensor& inputs,
-                                             const RotaryTable& rotary, int64_t micro_batch,
-                                             bool hessians) {
-  at::NoGradGuard no_grad;
-  LinearObserver observer(block, hessians);
-  const LinearFunction observe = observer.Observe();
-  const size_t last = block.linears().size() - 1;
-  const LinearFunction apply = [&](size_t index, const at::Tensor& input) {
-    if (index < last) {
-      return observe(index, input);
-    }
-    // No linear needs this one's output, which would be computed for nothing.
-    observer.Record(index, input);
-    std::vector<int64_t> shape = input.sizes().vec();
-    shape.back() = block.linears()[index].weight.size(0);
-    return at::zeros({1}, input.options()).expand(shape);
-  };
-  const int64_t tokens = inputs.size(0) * inputs.size(1);
-  const int64_t every = hessians ? 1 : std::max<int64_t>(1, tokens / kImportanceTokens);
-  const auto observe_from = [&](int64_t first) {
-    for (int64_t begin = first; begin < inputs.size(0); begin += every * micro_batch) {
-      const int64_t count = std::min(micro_batch, inputs.size(0) - begin);
-      block.Forward(ToDevice(inputs.narrow(0, begin, count), DeviceOf(block)), rotary, apply);
-    }
-  };
-  observe_from(0);
-  if (every > 1 && !observer.SawAll()) {
-    for (int64_t skipped = 1; skipped < every; ++skipped) observe_from(skipped * micro_batch);
-  }
-  return observer.Finish();
-}
-
 // |y - y*|² / |y*|² of each token of [S, T, D], [S, T] float32 on `device`: by one kernel, or
 // sample by sample from host memory, to the same bits.
 at::Tensor TokenErrors(const at::Tensor& outputs, const at::Tensor& targets, at::Device device) {
@@ -102,6 +68,38 @@ at::Tensor RelativeErrors(const at::Tensor& outputs, const at::Tensor& targets,
 }
 
 }  // namespace
+
+std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at::Tensor& inputs,
+                                             const RotaryTable& rotary, int64_t micro_batch,
+                                             bool hessians) {
+  at::NoGradGuard no_grad;
+  LinearObserver observer(block, hessians);
+  const LinearFunction observe = observer.Observe();
+  const size_t last = block.linears().size() - 1;
+  const LinearFunction apply = [&](size_t index, const at::Tensor& input) {
+    if (index < last) {
+      return observe(index, input);
+    }
+    // No linear needs this one's output, which would be computed for nothing.
+    observer.Record(index, input);
+    std::vector<int64_t> shape = input.sizes().vec();
+    shape.back() = block.linears()[index].weight.size(0);
+    return at::zeros({1}, input.options()).expand(shape);
+  };
+  const int64_t tokens = inputs.size(0) * inputs.size(1);
+  const int64_t every = hessians ? 1 : std::max<int64_t>(1, tokens / kImportanceTokens);
+  const auto observe_from = [&](int64_t first) {
+    for (int64_t begin = first; begin < inputs.size(0); begin += every * micro_batch) {
+      const int64_t count = std::min(micro_batch, inputs.size(0) - begin);
+      block.Forward(ToDevice(inputs.narrow(0, begin, count), DeviceOf(block)), rotary, apply);
+    }
+  };
+  observe_from(0);
+  if (every > 1 && !observer.SawAll()) {
+    for (int64_t skipped = 1; skipped < every; ++skipped) observe_from(skipped * micro_batch);
+  }
+  return observer.Finish();
+}
 
 absl::StatusOr<std::unique_ptr<BlockInputObserver>> BlockInputObserver::Create(
     const DecoderModel& model, const at::Tensor& ids, const BlockInputOptions& options) {

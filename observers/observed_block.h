@@ -59,6 +59,13 @@ enum class InputStatistics {
 // forward pass.
 inline constexpr int64_t kImportanceTokens = 65536;
 
+// Runs the block over samples `inputs` [S, T, D], on its device or in host memory, for the
+// statistics of its linears alone: Hessians of all samples, importance of evenly spread
+// micro-batches, and of the others too if a linear saw no token of those. Throws c10::Error.
+std::vector<LinearStatistics> ObserveLinears(const DecoderBlock& block, const at::Tensor& inputs,
+                                             const RotaryTable& rotary, int64_t micro_batch,
+                                             bool hessians);
+
 struct BlockInputOptions {
   int64_t micro_batch = 8;  // samples a forward pass
   // The last so many samples go through all blocks too, but neither `ObservedBlock` nor `inputs()`
