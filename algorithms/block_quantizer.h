@@ -32,6 +32,9 @@ struct QuantizedLinear {
   // positive definite after damping 0.1: rtn". Class, bits and group are never changed by a
   // fallback.
   std::string fallback_reason;
+  // Where codes come of a factorized Hessian: what was added to its diagonal before that worked, as
+  // a fraction of the diagonal's mean.
+  std::optional<double> damping = std::nullopt;
 };
 
 struct QuantizedBlock {

@@ -14,7 +14,6 @@
 #include "algorithms/gptq/gptq.h"
 #include "algorithms/gptq/gptq_solver.h"
 #include "algorithms/rtn/full_range.h"
-#include "algorithms/rtn/k_quant.h"
 #include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"
@@ -48,18 +47,14 @@ class RowQuantizer {
 
   absl::StatusOr<AffineQuantizedTensor> Quantize(const at::Tensor& weight) {
     const QuantizationScheme& scheme = request_.scheme;
-    if (scheme.k_quant != KQuant::kNone) {
-      const bool plain = request_.method == RowMethod::kRtn;
-      return QuantizeKQuant(weight, plain ? at::Tensor() : request_.statistics.importance,
-                            request_.stored_dtype, scheme.k_quant, request_.cancel);
-    }
     if (request_.method == RowMethod::kRtn) {
       return QuantizeRtn(weight, request_.stored_dtype, scheme);
     }
     const at::Tensor wide = weight.to(at::kFloat);
-    PTQ_ASSIGN_OR_RETURN(const QParams qparams, SearchScales(wide, request_.statistics.importance,
-                                                             scheme, request_.cancel));
+    const at::Tensor& importance = request_.statistics.importance;
     if (factor_) {
+      PTQ_ASSIGN_OR_RETURN(const QParams qparams,
+                           SearchScales(wide, importance, scheme, request_.cancel));
       PTQ_ASSIGN_OR_RETURN(const auto codes,
                            SolveGptq(wide, qparams, scheme, *factor_,
                                      GptqOptions().columns_per_tile, request_.cancel));
@@ -68,9 +63,12 @@ class RowQuantizer {
       }
       fallback_reason_ = "errors that are not finite while solving some rows: opt-rtn";
     }
-    return QuantizeToScales(wide, qparams, request_.stored_dtype, scheme);
+    return QuantizeOptRtn(wide, importance, request_.stored_dtype, scheme, request_.cancel);
   }
 
+  std::optional<double> damping() const {
+    return factor_ ? std::optional<double>(factor_->damping) : std::nullopt;
+  }
   const std::string& fallback_reason() const { return fallback_reason_; }
 
  private:
@@ -136,6 +134,7 @@ absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& requ
           }
           return absl::OkStatus();
         }));
+    result.damping = quantizer.damping();
     result.fallback_reason = quantizer.fallback_reason();
     return result;
   });

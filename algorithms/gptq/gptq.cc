@@ -79,9 +79,14 @@ class BlockSolver {
       const at::Tensor codes = solution.codes[i].defined()
                                    ? solution.codes[i]
                                    : RoundToCodes(linears_[begin + i].weight, qparams[i], scheme);
-      result.push_back(
-          {MakeRecord(codes, qparams[i].scale, qparams[i].zero_point, stored_dtype_, scheme),
-           solution.codes[i].defined() ? "" : solution.reason});
+      QuantizedLinear& layer = result.emplace_back();
+      layer.weight =
+          MakeRecord(codes, qparams[i].scale, qparams[i].zero_point, stored_dtype_, scheme);
+      if (solution.codes[i].defined()) {
+        layer.damping = factor_->damping;
+      } else {
+        layer.fallback_reason = solution.reason;
+      }
     }
     return result;
   }
@@ -116,6 +121,7 @@ class BlockSolver {
                                          *factor_, options_.columns_per_tile, cancel_));
     if (codes.has_value()) {
       result.weight.int_data = *codes;
+      result.damping = factor_->damping;
     } else {
       result.fallback_reason = kNotFinite;
     }

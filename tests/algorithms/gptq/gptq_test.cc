@@ -96,7 +96,9 @@ TEST(GptqBlockQuantizerTest, FallsBackToOptRtnAndSaysSo) {
     EXPECT_TRUE(block.linears[0]->weight.int_data.equal(expected.int_data));
     EXPECT_TRUE(block.linears[0]->weight.scale.equal(expected.scale));
     EXPECT_EQ(block.linears[0]->weight.bits, 3);
+    EXPECT_EQ(block.linears[0]->damping, std::nullopt);
     EXPECT_EQ(block.linears[1]->fallback_reason, "");
+    EXPECT_EQ(block.linears[1]->damping, GptqOptions().damping_ladder.front());
   }
 }
 
