@@ -3,12 +3,15 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Half.h>
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "formats/gguf_decode.h"
 #include "formats/gguf_super_blocks.h"
 
 namespace ptq {
@@ -16,19 +19,10 @@ namespace {
 
 constexpr int64_t kBlock = 32;
 
-bool HasMinimum(GgufType type) { return type == GgufType::kQ4_1 || type == GgufType::kQ5_1; }
 bool HasFifthBit(GgufType type) { return type == GgufType::kQ5_0 || type == GgufType::kQ5_1; }
 
-float FromHalf(uint16_t bits) {
-  return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
-}
 uint16_t ToHalf(float value) { return c10::Half(value).x; }
-
-uint16_t LoadHalf(const char* data) {
-  uint16_t bits;
-  std::memcpy(&bits, data, sizeof(bits));
-  return bits;
-}
+float RoundToHalf(float value) { return static_cast<float>(c10::Half(value)); }
 
 // A record's fields as arrays, by the row and the column of a weight.
 struct Fields {
@@ -92,54 +86,11 @@ void EncodeBlock(const int8_t* codes, GgufType type, int half_range, uint16_t sc
   }
 }
 
-// The values of one block, by ggml's description of it.
-void DecodeBlock(const char* data, GgufType type, float* values) {
-  const float scale = FromHalf(LoadHalf(data));
-  const auto* bytes = reinterpret_cast<const uint8_t*>(data);
-  switch (type) {
-    case GgufType::kQ8_0:
-      for (int i = 0; i < 32; ++i) values[i] = static_cast<float>(data[2 + i]) * scale;
-      break;
-    case GgufType::kQ4_0:
-      for (int i = 0; i < 16; ++i) {
-        values[i] = static_cast<float>((bytes[2 + i] & 0x0F) - 8) * scale;
-        values[i + 16] = static_cast<float>((bytes[2 + i] >> 4) - 8) * scale;
-      }
-      break;
-    case GgufType::kQ4_1: {
-      const float minimum = FromHalf(LoadHalf(data + 2));
-      for (int i = 0; i < 16; ++i) {
-        values[i] = static_cast<float>(bytes[4 + i] & 0x0F) * scale + minimum;
-        values[i + 16] = static_cast<float>(bytes[4 + i] >> 4) * scale + minimum;
-      }
-      break;
-    }
-    case GgufType::kQ5_0:
-      for (int i = 0; i < 32; ++i) {
-        const int high = (bytes[2 + i / 8] >> (i % 8)) & 1;
-        const int low = i < 16 ? bytes[6 + i] & 0x0F : bytes[6 + i - 16] >> 4;
-        values[i] = static_cast<float>((low | high << 4) - 16) * scale;
-      }
-      break;
-    case GgufType::kQ5_1: {
-      const float minimum = FromHalf(LoadHalf(data + 2));
-      for (int i = 0; i < 32; ++i) {
-        const int high = (bytes[4 + i / 8] >> (i % 8)) & 1;
-        const int low = i < 16 ? bytes[8 + i] & 0x0F : bytes[8 + i - 16] >> 4;
-        values[i] = static_cast<float>(low | high << 4) * scale + minimum;
-      }
-      break;
-    }
-    default:
-      break;
-  }
-}
-
 // The first group that `type` can't hold, as a sentence; empty if it holds all.
 std::string Misfit(const Fields& fields, GgufType type) {
   for (size_t group = 0; group < fields.scales.size(); ++group) {
     const float scale = fields.scales[group];
-    if (FromHalf(ToHalf(scale)) != scale) {
+    if (RoundToHalf(scale) != scale) {
       return absl::StrCat("scale ", scale, " of group ", group,
                           " is no float16, and GGUF stores nothing wider");
     }
@@ -148,7 +99,7 @@ std::string Misfit(const Fields& fields, GgufType type) {
       return absl::StrCat("zero_point ", fields.zero_points[group], " of group ", group, ", but ",
                           TraitsOf(type).name, " has none");
     }
-    if (!std::isfinite(FromHalf(ToHalf(fields.Minimum(static_cast<int64_t>(group)))))) {
+    if (!std::isfinite(RoundToHalf((fields.Minimum(static_cast<int64_t>(group)))))) {
       return absl::StrCat("the minimum ", fields.Minimum(static_cast<int64_t>(group)), " of group ",
                           group, " does not fit in float16");
     }
@@ -199,30 +150,27 @@ absl::Status CheckGgufRows(const std::string& module, const AffineQuantizedTenso
   }
   std::atomic<int64_t> wrong = -1;  // row * columns + column
   at::parallel_for(0, static_cast<int64_t>(rows.size()), 16, [&](int64_t begin, int64_t end) {
-    float values[kBlock];
-    float expected[kBlock];
+    int8_t expected[kBlock];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = rows[static_cast<size_t>(i)];
       for (int64_t block = 0; block < blocks; ++block) {
-        DecodeBlock(data.data() + (i * blocks + block) * traits.bytes, type, values);
+        const GgufBlock stored =
+            UnpackGgufBlock(type, data.data() + (i * blocks + block) * traits.bytes);
         const int64_t group = fields.Group(row, block * kBlock);
-        const float scale = fields.scales[static_cast<size_t>(group)];
-        const int zero_point = fields.zero_points[group];
-        const float minimum = FromHalf(ToHalf(fields.Minimum(group)));
         const int8_t* codes = fields.codes + row * fields.columns + block * kBlock;
-        if (HasMinimum(type)) {
-          for (int64_t j = 0; j < kBlock; ++j) {
-            expected[j] = static_cast<float>(codes[j] + fields.half_range) * scale + minimum;
-          }
-        } else {
-          for (int64_t j = 0; j < kBlock; ++j) {
-            expected[j] = static_cast<float>(codes[j] - zero_point) * scale;
-          }
+        const int shift = HasMinimum(type) ? fields.half_range : -fields.zero_points[group];
+        for (int64_t j = 0; j < kBlock; ++j) expected[j] = static_cast<int8_t>(codes[j] + shift);
+        const float minimum = HasMinimum(type) ? RoundToHalf(fields.Minimum(group)) : 0;
+        // Signs of zeros count: they are those of values.
+        if (std::bit_cast<uint32_t>(stored.scale) ==
+                std::bit_cast<uint32_t>(fields.scales[static_cast<size_t>(group)]) &&
+            std::bit_cast<uint32_t>(stored.minimum) == std::bit_cast<uint32_t>(minimum) &&
+            std::memcmp(stored.codes, expected, kBlock) == 0) {
+          continue;
         }
-        if (std::memcmp(values, expected, sizeof(values)) == 0) continue;
-        int64_t column = 0;
-        while (std::memcmp(values + column, expected + column, sizeof(float)) == 0) ++column;
-        wrong = row * fields.columns + block * kBlock + column;
+        const int64_t column =
+            std::mismatch(expected, expected + kBlock, stored.codes).first - expected;
+        wrong = row * fields.columns + block * kBlock + column % kBlock;
       }
     }
   });

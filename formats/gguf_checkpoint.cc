@@ -12,7 +12,6 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
-#include <numeric>
 #include <set>
 #include <utility>
 #include <vector>
@@ -27,6 +26,7 @@
 #include "formats/gguf_config.h"
 #include "formats/gguf_decode.h"
 #include "formats/gguf_file.h"
+#include "formats/gguf_metadata.h"
 #include "formats/gguf_names.h"
 #include "formats/gguf_tokenizer_files.h"
 #include "formats/headers/model_files.h"
@@ -40,7 +40,6 @@ namespace {
 
 constexpr int64_t kBlock = 32;
 constexpr char kConfig[] = "config.json";
-constexpr int64_t kMaxConfigBytes = 16 << 20;
 
 // A folder that goes with this object.
 class TemporaryFolder {
@@ -347,42 +346,15 @@ absl::Status GgufCheckpoint::AddTensor(const GgufFamily& family, const TableTens
   part.info = info;
   part.offset = offset;
   part.bytes = bytes;
-  part.rows = std::move(place.rows);
-  if (part.rows.empty()) {
-    part.rows.resize(static_cast<size_t>(tensor.shape[0]));
-    std::iota(part.rows.begin(), part.rows.end(), 0);
-  }
+  part.rows = RowsOf(place);
   blocks_[static_cast<size_t>(tensor.block)].push_back(std::move(part));
   return absl::OkStatus();
-}
-
-// A safetensors file of these tensors whose data is a hole: an index takes names, dtypes and shapes
-// from it, and the values come from the .gguf file.
-absl::Status WriteHeader(const std::vector<TensorInfo>& tensors, const std::string& folder) {
-  Json header = Json::object();
-  int64_t offset = 0;
-  for (const TensorInfo& tensor : tensors) {
-    header[tensor.name] = {{"dtype", DTypeName(tensor.dtype)},
-                           {"shape", tensor.shape},
-                           {"data_offsets", {offset, offset + tensor.end}}};
-    offset += tensor.end;
-  }
-  const std::string text = DumpJson(header);
-  std::string file(sizeof(uint64_t), '\0');
-  const uint64_t length = text.size();
-  std::memcpy(file.data(), &length, sizeof(length));
-  file += text;
-  const std::string path = JoinPath(folder, "model.safetensors");
-  PTQ_RETURN_IF_ERROR(WriteFileAtomically(path, file));
-  const int64_t size = static_cast<int64_t>(file.size()) + offset;
-  return ::truncate(path.c_str(), size) == 0 ? absl::OkStatus() : ErrnoStatus(errno, path);
 }
 
 // Tensors that a file has beside the model's: what follows from config.json, and a head that is the
 // embedding once more.
 absl::Status GgufCheckpoint::CheckNothingElse() const {
-  std::set<std::string> others = {"rope_freqs.weight", "rope_factors_long.weight",
-                                  "rope_factors_short.weight"};
+  std::set<std::string> others(std::begin(kGgufRopeTensors), std::end(kGgufRopeTensors));
   if (plan_.source.config.tie_word_embeddings) others.insert("output.weight");
   for (const GgufTensorInfo& tensor : file_.tensors()) {
     if (used_.contains(tensor.name) || others.contains(tensor.name)) continue;
@@ -408,8 +380,7 @@ absl::Status GgufCheckpoint::Load(const std::string& config_folder) {
     PTQ_RETURN_IF_ERROR(AddTensor(family, tensor, plain));
   }
   PTQ_RETURN_IF_ERROR(CheckNothingElse());
-  PTQ_RETURN_IF_ERROR(WriteHeader(plain, folder));
-  PTQ_ASSIGN_OR_RETURN(source.index, CheckpointIndex::Open(folder));
+  source.index = CheckpointIndex::Of(folder, std::move(plain));
   bool has_minimum = false;
   for (std::vector<QuantizedPart>& block : blocks_) {
     for (QuantizedPart& part : block) {

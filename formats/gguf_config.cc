@@ -97,6 +97,12 @@ absl::StatusOr<std::string> ModelTypeOf(const GgufFile& file) {
       kPassConfig));
 }
 
+// But for the rounding of programs that compute them in float32.
+bool AreSameFactors(const std::vector<float>& stored, const std::vector<float>& ours) {
+  return std::equal(stored.begin(), stored.end(), ours.begin(), ours.end(),
+                    [](float a, float b) { return std::fabs(a / b - 1) < 1e-5f; });
+}
+
 // Llama 3's scaling, of which the file has the factors that follow from it.
 absl::StatusOr<Json> RopeOfFactors(const GgufFile& file, const GgufTensorInfo& factors,
                                    int64_t head_dim, double theta) {
@@ -113,12 +119,7 @@ absl::StatusOr<Json> RopeOfFactors(const GgufFile& file, const GgufTensorInfo& f
   config.rope.factor = Shortest(static_cast<double>(stored.back()));
   for (const int64_t original : {8192, 4096, 2048, 16384, 32768, 1024, 512, 256, 128, 64}) {
     config.rope.original_max_position_embeddings = original;
-    const std::vector<float> derived = GgufRopeFactors(config).front().second;
-    bool same = true;
-    for (size_t i = 0; i < stored.size(); ++i) {
-      same = same && std::fabs(derived[i] / stored[i] - 1) < 1e-5f;
-    }
-    if (!same) continue;
+    if (!AreSameFactors(stored, GgufRopeFactors(config).front().second)) continue;
     return Json{{"rope_type", "llama3"},
                 {"rope_theta", theta},
                 {"factor", config.rope.factor},
@@ -203,6 +204,29 @@ const char* DtypeOf(const GgufTensorInfo& embedding) {
   return embedding.type == GgufType::kF32 ? "float32" : "float16";
 }
 
+// The factors of rotary frequencies that the file has as tensors are those of config.json.
+absl::Status CheckRopeFactors(const GgufFile& file, const ModelConfig& config) {
+  const auto expected = GgufRopeFactors(config);
+  for (const char* name : kGgufRopeTensors) {
+    const auto ours = std::find_if(expected.begin(), expected.end(),
+                                   [name](const auto& tensor) { return tensor.first == name; });
+    const GgufTensorInfo* info = file.Find(name);
+    bool same = (info != nullptr) == (ours != expected.end());
+    if (same && info != nullptr) {
+      std::vector<float> stored(ours->second.size());
+      same = info->type == GgufType::kF32 &&
+             info->bytes() == static_cast<int64_t>(stored.size() * sizeof(float));
+      if (same) PTQ_RETURN_IF_ERROR(file.Read(*info, 0, info->bytes(), stored.data()));
+      same = same && AreSameFactors(stored, ours->second);
+    }
+    if (same) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("tensor ", name, info == nullptr ? " is missing" : " has other factors",
+                     ", by config.json's rope parameters: they are of different models"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 const GgufValue* FindGgufValue(const GgufFile& file, const std::string& key) {
@@ -275,36 +299,6 @@ absl::StatusOr<Json> ConfigOfGguf(const GgufFile& file) {
   config["dtype"] = DtypeOf(*embedding);
   return config;
 }
-
-namespace {
-
-// The factors of rotary frequencies that the file has as tensors are those of config.json.
-absl::Status CheckRopeFactors(const GgufFile& file, const ModelConfig& config) {
-  const auto expected = GgufRopeFactors(config);
-  for (const char* name :
-       {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}) {
-    const auto ours = std::find_if(expected.begin(), expected.end(),
-                                   [name](const auto& tensor) { return tensor.first == name; });
-    const GgufTensorInfo* info = file.Find(name);
-    bool same = (info != nullptr) == (ours != expected.end());
-    if (same && info != nullptr) {
-      std::vector<float> stored(ours->second.size());
-      same = info->type == GgufType::kF32 &&
-             info->bytes() == static_cast<int64_t>(stored.size() * sizeof(float));
-      if (same) PTQ_RETURN_IF_ERROR(file.Read(*info, 0, info->bytes(), stored.data()));
-      for (size_t i = 0; same && i < stored.size(); ++i) {
-        same = std::fabs(stored[i] / ours->second[i] - 1) < 1e-5f;
-      }
-    }
-    if (same) continue;
-    return absl::FailedPreconditionError(
-        absl::StrCat("tensor ", name, info == nullptr ? " is missing" : " has other factors",
-                     ", by config.json's rope parameters: they are of different models"));
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
 
 absl::Status CheckGgufConfig(const GgufFile& file, const ModelConfig& config) {
   PTQ_ASSIGN_OR_RETURN(const GgufFamily family, GgufFamilyOf(config));

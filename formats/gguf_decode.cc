@@ -16,51 +16,7 @@ namespace {
 
 constexpr int64_t kBlock = 32;
 
-float HalfAt(const char* data) {
-  uint16_t bits;
-  std::memcpy(&bits, data, sizeof(bits));
-  return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
-}
 float RoundToHalf(float value) { return static_cast<float>(c10::Half(value)); }
-
-// value = (codes - middle) * scale + minimum, codes from 0 on; Q8_0's are signed, its middle 0.
-struct Block {
-  float scale = 0;
-  float minimum = 0;
-  int codes[kBlock];
-};
-
-bool HasMinimum(GgufType type) { return type == GgufType::kQ4_1 || type == GgufType::kQ5_1; }
-
-// What is subtracted from the codes of a symmetric type.
-int MiddleOf(GgufType type) {
-  return type == GgufType::kQ4_0 ? 8 : type == GgufType::kQ5_0 ? 16 : 0;
-}
-
-Block Unpack(GgufType type, const char* data) {
-  Block block;
-  block.scale = HalfAt(data);
-  data += 2;
-  if (HasMinimum(type)) {
-    block.minimum = HalfAt(data);
-    data += 2;
-  }
-  if (type == GgufType::kQ8_0) {
-    for (int64_t i = 0; i < kBlock; ++i) block.codes[i] = static_cast<signed char>(data[i]);
-    return block;
-  }
-  uint32_t fifth_bits = 0;
-  if (type == GgufType::kQ5_0 || type == GgufType::kQ5_1) {
-    std::memcpy(&fifth_bits, data, sizeof(fifth_bits));
-    data += sizeof(fifth_bits);
-  }
-  for (int64_t i = 0; i < kBlock; ++i) {
-    const auto byte = static_cast<unsigned char>(data[i % 16]);
-    const uint32_t low = i < 16 ? byte & 15u : byte >> 4;
-    block.codes[i] = static_cast<int>(low | (fifth_bits >> i & 1u) << 4);
-  }
-  return block;
-}
 
 // Where a block's values go.
 struct Target {
@@ -70,24 +26,24 @@ struct Target {
 };
 
 // False if no record holds the block.
-bool StoreSymmetric(GgufType type, const Block& block, Target target) {
+bool StoreSymmetric(const GgufBlock& block, Target target) {
   if (!std::isfinite(block.scale)) return false;
   const bool zero = block.scale == 0;
   *target.scale = c10::Half(zero ? 1.0f : block.scale);
   *target.zero_point = 0;
   for (int64_t i = 0; i < kBlock; ++i) {
-    target.codes[i] = static_cast<int8_t>(zero ? 0 : block.codes[i] - MiddleOf(type));
+    target.codes[i] = zero ? int8_t{0} : block.codes[i];
   }
   return true;
 }
 
-bool StoreAsymmetric(int bits, Block block, Target target) {
+bool StoreAsymmetric(int bits, GgufBlock block, Target target) {
   if (!std::isfinite(block.scale) || !std::isfinite(block.minimum)) return false;
   const int half = 1 << (bits - 1);
   float zero_point = 0;
   if (block.scale == 0) {
     // All values are the minimum: one step of a scale of that size.
-    for (int& code : block.codes) code = block.minimum == 0 ? 0 : 1;
+    for (int8_t& code : block.codes) code = block.minimum == 0 ? 0 : 1;
     block.scale = block.minimum == 0 ? 1.0f : block.minimum;
   } else {
     zero_point = std::round(-block.minimum / block.scale);
@@ -101,6 +57,44 @@ bool StoreAsymmetric(int bits, Block block, Target target) {
 }
 
 }  // namespace
+
+float HalfAt(const void* data) {
+  uint16_t bits;
+  std::memcpy(&bits, data, sizeof(bits));
+  return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
+}
+
+GgufBlock UnpackGgufBlock(GgufType type, const char* data) {
+  GgufBlock block;
+  block.scale = HalfAt(data);
+  data += 2;
+  if (type == GgufType::kQ8_0) {
+    std::memcpy(block.codes, data, kBlock);
+    return block;
+  }
+  if (HasMinimum(type)) {
+    block.minimum = HalfAt(data);
+    data += 2;
+  }
+  const bool fifth_bit = type == GgufType::kQ5_0 || type == GgufType::kQ5_1;
+  uint32_t high = 0;
+  if (fifth_bit) {
+    std::memcpy(&high, data, sizeof(high));
+    data += sizeof(high);
+  }
+  for (int64_t i = 0; i < kBlock / 2; ++i) {
+    block.codes[i] = static_cast<int8_t>(data[i] & 15);
+    block.codes[i + kBlock / 2] = static_cast<int8_t>(data[i] >> 4 & 15);
+  }
+  if (fifth_bit) {
+    for (int64_t i = 0; i < kBlock; ++i) {
+      block.codes[i] = static_cast<int8_t>(block.codes[i] | (high >> i & 1u) << 4);
+    }
+  }
+  const int middle = type == GgufType::kQ4_0 ? 8 : type == GgufType::kQ5_0 ? 16 : 0;
+  for (int8_t& code : block.codes) code = static_cast<int8_t>(code - middle);
+  return block;
+}
 
 std::optional<QuantizationScheme> SchemeOfGgufType(GgufType type) {
   QuantizationScheme scheme;
@@ -145,17 +139,18 @@ absl::StatusOr<AffineQuantizedTensor> DecodeGgufRecord(const PlannedModule& modu
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = rows[static_cast<size_t>(i)];
       for (int64_t block = 0; block < blocks; ++block) {
-        const Block unpacked = Unpack(type, data.data() + (i * blocks + block) * bytes);
+        const GgufBlock unpacked =
+            UnpackGgufBlock(type, data.data() + (i * blocks + block) * bytes);
         const int64_t group = row * blocks + block;
         const Target target = {codes_data + group * kBlock, scale_data + group, zero_data + group};
         const bool stored = HasMinimum(type) ? StoreAsymmetric(module.scheme.bits, unpacked, target)
-                                             : StoreSymmetric(type, unpacked, target);
+                                             : StoreSymmetric(unpacked, target);
         if (!stored) refused = i * blocks + block;
       }
     }
   });
   if (refused >= 0) {
-    const Block block = Unpack(type, data.data() + refused * bytes);
+    const GgufBlock block = UnpackGgufBlock(type, data.data() + refused * bytes);
     const std::string what =
         HasMinimum(type)
             ? absl::StrCat("minimum ", block.minimum, ", which is no multiple of its scale ",
@@ -170,12 +165,11 @@ absl::StatusOr<AffineQuantizedTensor> DecodeGgufRecord(const PlannedModule& modu
 }
 
 void DecodeGgufValues(GgufType type, const char* data, int64_t count, float* values) {
-  const auto middle = static_cast<float>(MiddleOf(type));
   for (int64_t block = 0; block < count; ++block) {
-    const Block unpacked = Unpack(type, data + block * TraitsOf(type).bytes);
+    const GgufBlock unpacked = UnpackGgufBlock(type, data + block * TraitsOf(type).bytes);
     for (int64_t i = 0; i < kBlock; ++i) {
       values[block * kBlock + i] =
-          (static_cast<float>(unpacked.codes[i]) - middle) * unpacked.scale + unpacked.minimum;
+          static_cast<float>(unpacked.codes[i]) * unpacked.scale + unpacked.minimum;
     }
   }
 }

@@ -30,6 +30,18 @@ absl::StatusOr<AffineQuantizedTensor> DecodeGgufRecord(const PlannedModule& modu
                                                        const std::vector<int64_t>& rows,
                                                        const std::string& data);
 
+// A block as it stands in a file: value i is codes[i] * scale, less the type's middle; plus the
+// minimum where the type has one.
+struct GgufBlock {
+  float scale = 0;
+  float minimum = 0;
+  int8_t codes[32];  // Q8_0's as they are; others from 0 on, less 8 of Q4_0 and 16 of Q5_0
+};
+GgufBlock UnpackGgufBlock(GgufType type, const char* data);
+
+// The float16 at `data`, whatever its alignment.
+float HalfAt(const void* data);
+
 // The values of `count` blocks of a quantized type, in float32, which holds them exactly but for
 // the sum of Q4_1 and Q5_1.
 void DecodeGgufValues(GgufType type, const char* data, int64_t count, float* values);

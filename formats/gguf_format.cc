@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <future>
 #include <map>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <string>
 #include <utility>
@@ -143,24 +143,17 @@ absl::StatusOr<Layout> LayOut(const ExportPlan& plan) {
   return layout;
 }
 
-// Reads what a file is made of: the records of one block at a time, and plain tensors.
+// Reads what a file is made of: plain tensors, and the records of one block at a time, while the
+// next one is read.
 class Source {
  public:
-  explicit Source(const QuantizedCheckpoint& checkpoint) : checkpoint_(checkpoint) {}
+  explicit Source(const QuantizedCheckpoint& checkpoint)
+      : checkpoint_(checkpoint), blocks_(checkpoint.plan().source.config.num_hidden_layers) {}
 
   // The record of `part`, contiguous on the CPU.
   absl::StatusOr<const AffineQuantizedTensor*> Record(const Part& part) {
-    const int64_t block = BlockOf(part.tensor, checkpoint_.plan().source.config.num_hidden_layers);
-    if (block != block_) {
-      records_.clear();
-      PTQ_ASSIGN_OR_RETURN(auto modules, checkpoint_.ReadBlock(block));
-      for (QuantizedModule& module : modules) {
-        AffineQuantizedTensor& record = module.weight;
-        for (at::Tensor* tensor : TensorsOf(record)) *tensor = tensor->cpu().contiguous();
-        records_[module.module] = std::move(record);
-      }
-      block_ = block;
-    }
+    const int64_t block = BlockOf(part.tensor, blocks_);
+    if (block != block_) PTQ_RETURN_IF_ERROR(Load(block));
     const auto record = records_.find(part.module->module);
     if (record == records_.end()) {
       return absl::DataLossError(absl::StrCat("module ", part.module->module, " has no record"));
@@ -198,25 +191,45 @@ class Source {
   }
 
  private:
+  absl::Status Load(int64_t block) {
+    block_.reset();
+    records_.clear();
+    auto modules = ahead_.valid() ? ahead_.get() : absl::StatusOr<Modules>(Modules());
+    if (block != ahead_block_) modules = checkpoint_.ReadBlock(block);
+    PTQ_RETURN_IF_ERROR(modules.status());
+    ahead_block_.reset();
+    if (block + 1 < blocks_) {
+      ahead_block_ = block + 1;
+      ahead_ = std::async(std::launch::async, [this, next = block + 1] {
+        return CatchTorchErrors("block " + std::to_string(next),
+                                [&] { return checkpoint_.ReadBlock(next); });
+      });
+    }
+    for (QuantizedModule& module : *modules) {
+      AffineQuantizedTensor& record = module.weight;
+      for (at::Tensor* tensor : TensorsOf(record)) *tensor = tensor->cpu().contiguous();
+      records_[module.module] = std::move(record);
+    }
+    block_ = block;
+    return absl::OkStatus();
+  }
+
+  using Modules = std::vector<QuantizedModule>;
+
   const QuantizedCheckpoint& checkpoint_;
+  const int64_t blocks_;
   std::optional<int64_t> block_;  // whose records these are
   std::map<std::string, AffineQuantizedTensor> records_;
+  std::optional<int64_t> ahead_block_;
+  std::future<absl::StatusOr<Modules>> ahead_;
 };
-
-// The rows of a weight in the order of the file.
-std::vector<int64_t> RowsOf(const Part& part) {
-  if (!part.place.rows.empty()) return part.place.rows;
-  std::vector<int64_t> rows(static_cast<size_t>(part.tensor.shape[0]));
-  std::iota(rows.begin(), rows.end(), 0);
-  return rows;
-}
 
 // Calls `body` with the rows of a weight, some at a time: a whole vocabulary in the file's form
 // would be as large as its record.
 absl::Status ForRows(const Part& part,
                      const std::function<absl::Status(const std::vector<int64_t>& rows)>& body) {
   constexpr int64_t kElements = int64_t{1} << 26;
-  const std::vector<int64_t> rows = RowsOf(part);
+  const std::vector<int64_t> rows = RowsOf(part.place);
   const auto count = static_cast<int64_t>(rows.size());
   const int64_t step = std::max<int64_t>(1, kElements / part.tensor.shape[1]);
   for (int64_t begin = 0; begin < count; begin += step) {
@@ -290,8 +303,8 @@ absl::Status CheckFile(const std::string& path, const Layout& layout, Source& so
   return absl::OkStatus();
 }
 
-absl::Status WriteFile(const QuantizedCheckpoint& checkpoint, const std::string& folder,
-                       const CancellationToken& cancel) {
+absl::StatusOr<FileDigests> WriteFile(const QuantizedCheckpoint& checkpoint,
+                                      const std::string& folder, const CancellationToken& cancel) {
   PTQ_ASSIGN_OR_RETURN(const Layout layout, LayOut(checkpoint.plan()));
   Source source(checkpoint);
   std::vector<GgufTensorSource> tensors;
@@ -321,9 +334,11 @@ absl::Status WriteFile(const QuantizedCheckpoint& checkpoint, const std::string&
         << "asymmetric weights as they are, and rounds each group's minimum to float16";
     break;
   }
-  return WriteGguf(JoinPath(folder, kFileName), layout.metadata, std::move(tensors),
-                   [&](const std::string& path) { return CheckFile(path, layout, source, cancel); })
-      .status();
+  PTQ_ASSIGN_OR_RETURN(
+      std::string digest,
+      WriteGguf(JoinPath(folder, kFileName), layout.metadata, std::move(tensors),
+                [&](const std::string& path) { return CheckFile(path, layout, source, cancel); }));
+  return FileDigests{{kFileName, std::move(digest)}};
 }
 
 class Format final : public CheckpointFormat {
@@ -332,8 +347,9 @@ class Format final : public CheckpointFormat {
 
   absl::Status CheckPlan(const ExportPlan& plan) const override { return LayOut(plan).status(); }
 
-  absl::Status Write(const QuantizedCheckpoint& checkpoint, const std::string& folder,
-                     const CancellationToken& cancel) const override {
+  absl::StatusOr<FileDigests> Write(const QuantizedCheckpoint& checkpoint,
+                                    const std::string& folder,
+                                    const CancellationToken& cancel) const override {
     return CatchTorchErrors("gguf output", [&] { return WriteFile(checkpoint, folder, cancel); });
   }
 

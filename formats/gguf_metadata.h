@@ -20,6 +20,8 @@ absl::StatusOr<GgufMetadata> GgufModelMetadata(const GgufFamily& family, const M
 
 // By what each rotary frequency is divided, where a tensor says it: Llama 3's scaling
 // ("rope_freqs.weight"), longrope ("rope_factors_long.weight" and "_short"). Name and values.
+inline constexpr const char* kGgufRopeTensors[] = {"rope_freqs.weight", "rope_factors_long.weight",
+                                                   "rope_factors_short.weight"};
 std::vector<std::pair<std::string, std::vector<float>>> GgufRopeFactors(const ModelConfig& config);
 
 }  // namespace ptq

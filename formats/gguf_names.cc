@@ -1,5 +1,7 @@
 #include "formats/gguf_names.h"
 
+#include <numeric>
+
 #include "absl/strings/str_cat.h"
 #include "formats/headers/quote.h"
 
@@ -181,6 +183,13 @@ absl::StatusOr<GgufPlace> GgufPlaceOf(const GgufFamily& family, const ModelConfi
   place.always_f32 = tensor.shape.size() == 1 || tensor.role == TensorRole::kRouter ||
                      tensor.part == TensorPart::kPositionEmbedding;
   return place;
+}
+
+std::vector<int64_t> RowsOf(const GgufPlace& place) {
+  if (!place.rows.empty()) return place.rows;
+  std::vector<int64_t> rows(static_cast<size_t>(place.shape[0]));
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
 }
 
 }  // namespace ptq

@@ -51,6 +51,9 @@ struct GgufPlace {
 absl::StatusOr<GgufPlace> GgufPlaceOf(const GgufFamily& family, const ModelConfig& config,
                                       const TableTensor& tensor);
 
+// The rows of a tensor in the order of the file, also where that is the checkpoint's.
+std::vector<int64_t> RowsOf(const GgufPlace& place);
+
 }  // namespace ptq
 
 #endif  // PTQ_FORMATS_GGUF_NAMES_H_

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "formats/gguf_decode.h"
 
 namespace ptq {
 namespace {
@@ -135,12 +136,6 @@ void Encode(KQuant type, const SuperBlock& block, char* out) {
       PutHalf(out + 208, block.scale);
       break;
   }
-}
-
-float HalfAt(const uint8_t* data) {
-  uint16_t bits;
-  std::memcpy(&bits, data, sizeof(bits));
-  return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
 }
 
 // The values of one super-block, by ggml's description of it: in the order of its bytes.

@@ -14,6 +14,7 @@
 #include "common/logging.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
+#include "formats/headers/model_files.h"
 #include "formats/headers/quote.h"
 
 namespace ptq {
@@ -309,7 +310,7 @@ bool AddsToken(const Json& tokenizer, const Json& tokenizer_config, const char* 
 
 absl::StatusOr<std::string> ChatTemplate(const std::string& folder, const Json& tokenizer_config) {
   const std::string path = JoinPath(folder, "chat_template.jinja");
-  if (PathExists(path)) return ReadFile(path, 16 << 20);
+  if (PathExists(path)) return ReadFile(path, kMaxConfigBytes);
   const Json& value = Member(tokenizer_config, "chat_template");
   if (!value.is_array()) return Text(value);
   for (const Json& entry : value) {

@@ -135,6 +135,17 @@ absl::StatusOr<CheckpointIndex> CheckpointIndex::Open(const std::string& folder)
   return index;
 }
 
+CheckpointIndex CheckpointIndex::Of(std::string folder, std::vector<TensorInfo> tensors) {
+  CheckpointIndex index;
+  index.folder_ = std::move(folder);
+  for (TensorInfo& info : tensors) {
+    index.total_bytes_ += info.bytes();
+    std::string name = info.name;
+    index.tensors_[std::move(name)].info = std::move(info);
+  }
+  return index;
+}
+
 const CheckpointTensor* CheckpointIndex::Find(const std::string& name) const {
   const auto found = tensors_.find(name);
   return found == tensors_.end() ? nullptr : &found->second;

@@ -26,6 +26,10 @@ class CheckpointIndex {
   // name, a tensor in two shards or in none, any header error.
   static absl::StatusOr<CheckpointIndex> Open(const std::string& folder);
 
+  // Of tensors that lie in no safetensors file: no files(), and each CheckpointTensor says so by an
+  // empty name. `folder` is that of config.json and what goes with it.
+  static CheckpointIndex Of(std::string folder, std::vector<TensorInfo> tensors);
+
   // nullptr if there is no such tensor.
   const CheckpointTensor* Find(const std::string& name) const;
   const std::map<std::string, CheckpointTensor>& tensors() const { return tensors_; }

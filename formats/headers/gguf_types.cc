@@ -39,6 +39,8 @@ GgufTypeTraits TraitsOf(GgufType type) {
   return {nullptr, 1, 0};
 }
 
+bool HasMinimum(GgufType type) { return type == GgufType::kQ4_1 || type == GgufType::kQ5_1; }
+
 KQuant KQuantOf(GgufType type) {
   const auto number = static_cast<uint32_t>(type);
   const auto first = static_cast<uint32_t>(GgufType::kQ2_K);

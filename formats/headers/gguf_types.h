@@ -33,6 +33,9 @@ struct GgufTypeTraits {
 };
 GgufTypeTraits TraitsOf(GgufType type);
 
+// Whether its blocks have a minimum: values are u * s + m, u the unsigned code (Q4_1, Q5_1).
+bool HasMinimum(GgufType type);
+
 // The K-quant that a type is; kNone: none.
 KQuant KQuantOf(GgufType type);
 

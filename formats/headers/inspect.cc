@@ -21,7 +21,6 @@
 namespace ptq {
 namespace {
 
-constexpr int64_t kMaxConfigBytes = 16 << 20;
 constexpr size_t kPieceBytes = 1 << 20;
 
 absl::StatusOr<ModelConfig> ReadConfig(const std::string& folder,

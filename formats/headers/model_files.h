@@ -2,6 +2,7 @@
 #ifndef PTQ_FORMATS_HEADERS_MODEL_FILES_H_
 #define PTQ_FORMATS_HEADERS_MODEL_FILES_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,9 @@ absl::StatusOr<std::string> FindGgufFile(const std::string& path);
 
 // The folder of a model that is named by its folder or by a .gguf file.
 std::string ModelFolder(const std::string& model);
+
+// A config.json that is larger is none.
+inline constexpr int64_t kMaxConfigBytes = 16 << 20;
 
 // Whether a file belongs to a model without being its weights: *.json, tokenizer and chat-template
 // files, by the names that are safe within a folder.

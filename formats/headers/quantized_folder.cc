@@ -9,13 +9,12 @@
 #include "common/file.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
+#include "formats/headers/model_files.h"
 #include "formats/headers/quote.h"
 #include "formats/headers/tensor_table.h"
 
 namespace ptq {
 namespace {
-
-constexpr int64_t kMaxConfigBytes = 16 << 20;
 
 absl::Status CheckPlain(const TableTensor& expected, const CheckpointTensor* found) {
   if (found == nullptr) {

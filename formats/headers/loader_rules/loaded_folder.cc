@@ -11,13 +11,13 @@
 #include "common/file.h"
 #include "common/status_macros.h"
 #include "common/status_util.h"
+#include "formats/headers/model_files.h"
 #include "formats/headers/quote.h"
 #include "formats/headers/tensor_table.h"
 
 namespace ptq {
 namespace {
 
-constexpr int64_t kMaxConfigBytes = 16 << 20;
 constexpr size_t kMostNames = 3;
 
 absl::StatusOr<Json> ReadConfigObject(const std::string& folder) {

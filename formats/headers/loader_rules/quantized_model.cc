@@ -18,8 +18,6 @@
 namespace ptq {
 namespace {
 
-constexpr int64_t kMaxConfigBytes = 16 << 20;
-
 absl::StatusOr<QuantizedModel> InspectGguf(const std::string& path) {
   PTQ_ASSIGN_OR_RETURN(const ReadableFile file, ReadableFile::Open(path));
   const absl::StatusOr<GgufHeader> header = ReadGgufHeader(file);

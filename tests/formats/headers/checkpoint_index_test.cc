@@ -46,6 +46,19 @@ class CheckpointIndexTest : public FolderTest {
   }
 };
 
+TEST(CheckpointIndexOfTest, HoldsTensorsThatNoFileHas) {
+  const CheckpointIndex index =
+      CheckpointIndex::Of("folder", {{.name = "a", .dtype = DType::kF32, .shape = {2}, .end = 8},
+                                     {.name = "b", .dtype = DType::kF16, .shape = {3}, .end = 6}});
+  EXPECT_EQ(index.folder(), "folder");
+  EXPECT_TRUE(index.files().empty());
+  EXPECT_EQ(index.total_bytes(), 14);
+  ASSERT_NE(index.Find("b"), nullptr);
+  EXPECT_EQ(index.Find("b")->info.shape, std::vector<int64_t>{3});
+  EXPECT_EQ(index.Find("b")->file, "");
+  EXPECT_EQ(index.Find("c"), nullptr);
+}
+
 TEST_F(CheckpointIndexTest, OpensASingleFile) {
   const std::string bytes = SafetensorsFile({{"a", DType::kF32, {2}}, {"b", DType::kF16, {3}}});
   Write("model.safetensors", bytes);
