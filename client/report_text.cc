@@ -85,6 +85,14 @@ std::string BlockTable(const Json& report) {
   return "\nBlocks\n" + FormatTable(rows);
 }
 
+// The bits of a layer's codes, or the name of its K-quant.
+std::string Width(const Json& module) {
+  const std::string scheme = Text(module, "scheme");
+  const auto bits = Number(module, {"bits"});
+  if (!scheme.empty()) return scheme;
+  return bits ? absl::StrFormat("%.0f", *bits) : "-";
+}
+
 // What is quantized beside the blocks, and how where not by the job's algorithm.
 std::string OutsideTable(const Json& report) {
   const Json* modules = Find(report, {"outside_of_blocks"});
@@ -92,13 +100,11 @@ std::string OutsideTable(const Json& report) {
   std::vector<std::vector<std::string>> rows = {
       {"LAYER", "BITS", "GROUP", "RELATIVE ERROR", "REMARK"}};
   for (const Json& module : *modules) {
-    const auto bits = Number(module, {"bits"});
     const auto group = Number(module, {"group_size"});
     const auto error = Number(module, {"relative_error"});
-    rows.push_back({Text(module, "name"), bits ? absl::StrFormat("%.0f", *bits) : "-",
-                    group ? absl::StrFormat("%.0f", *group) : "-",
-                    error ? absl::StrFormat("%.3f %%", 100 * *error) : "-",
-                    Text(module, "fallback_reason")});
+    rows.push_back(
+        {Text(module, "name"), Width(module), group ? absl::StrFormat("%.0f", *group) : "-",
+         error ? absl::StrFormat("%.3f %%", 100 * *error) : "-", Text(module, "fallback_reason")});
   }
   return "\nOutside of the blocks\n" + FormatTable(rows);
 }
@@ -122,16 +128,11 @@ std::string WorstLayerTable(const Json& report) {
   std::vector<std::vector<std::string>> rows = {
       {"LAYER", "BITS", "GROUP", "RELATIVE ERROR", "AGAINST RTN", "REMARK"}};
   for (const auto& [error, module] : layers) {
-    const auto bits = Number(*module, {"bits"});
     const auto group = Number(*module, {"group_size"});
     const auto mse = Number(*module, {"output_mse"});
     const auto rtn = Number(*module, {"rtn_output_mse"});
     const std::string fallback = Text(*module, "fallback_reason");
-    const std::string scheme = Text(*module, "scheme");
-    rows.push_back({Text(*module, "name"),
-                    !scheme.empty() ? scheme
-                    : bits          ? absl::StrFormat("%.0f", *bits)
-                                    : "-",
+    rows.push_back({Text(*module, "name"), Width(*module),
                     group ? absl::StrFormat("%.0f", *group) : "-",
                     absl::StrFormat("%.3f %%", 100 * error), mse && rtn ? Change(*rtn, *mse) : "-",
                     fallback.empty() ? "" : "fell back: " + fallback});

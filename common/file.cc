@@ -46,11 +46,15 @@ absl::Status ReadFully(int fd, const std::string& name, int64_t offset, void* ou
   return absl::OkStatus();
 }
 
+// A write: larger ones leave the processor's caches between the copy and the page cache's own work.
+// On ext4 2.3 GB took .8 to 1.9 s in writes of 64 KiB and 1.6 to 8.9 s in writes of 1 MiB.
+constexpr size_t kWriteBytes = 64 << 10;
+
 absl::Status WriteFully(int fd, const std::string& name, int64_t offset, const void* data,
                         size_t size) {
   const char* cursor = static_cast<const char*>(data);
   while (size > 0) {
-    const ssize_t count = ::pwrite(fd, cursor, std::min<size_t>(size, 1 << 30), offset);
+    const ssize_t count = ::pwrite(fd, cursor, std::min(size, kWriteBytes), offset);
     if (count < 0) {
       if (errno == EINTR) continue;
       return ErrnoStatus(errno, name);

@@ -164,13 +164,13 @@ absl::StatusOr<std::string> CheckpointFolder::WriteShard(
   return WriteSafetensors(ShardPath(index), std::move(tensors), metadata_, check);
 }
 
-absl::StatusOr<std::vector<std::pair<std::string, std::string>>> CheckpointFolder::WriteOuterShards(
+absl::StatusOr<FileDigests> CheckpointFolder::WriteOuterShards(
     const CheckpointReader& reader, const CancellationToken& cancel) const {
-  std::vector<std::pair<std::string, std::string>> digests;
+  FileDigests digests;
   for (const int64_t block : {kEmbeddingBlock, block_count()}) {
     if (!modules(block).empty()) continue;
-    PTQ_ASSIGN_OR_RETURN(std::string digest, WriteShard(block + 1, {}, reader, {}, cancel));
-    digests.emplace_back(ShardName(block + 1), std::move(digest));
+    PTQ_ASSIGN_OR_RETURN(digests[ShardName(block + 1)],
+                         WriteShard(block + 1, {}, reader, {}, cancel));
   }
   return digests;
 }

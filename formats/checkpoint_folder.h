@@ -20,6 +20,7 @@
 #include "absl/status/statusor.h"
 #include "common/cancellation.h"
 #include "common/json.h"
+#include "formats/hashing_writer.h"
 #include "formats/headers/tensor_table.h"
 #include "formats/quantized_checkpoint.h"
 #include "formats/record_check.h"
@@ -71,9 +72,9 @@ class CheckpointFolder {
       const std::function<absl::Status(RecordCheck&)>& check_quantized,
       const CancellationToken& cancel) const;
   // Writes the first and the last shard, copied untouched, a piece in memory at a time; one with
-  // quantized modules is left to WriteShard. Their names and SHA-256.
-  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> WriteOuterShards(
-      const CheckpointReader& reader, const CancellationToken& cancel) const;
+  // quantized modules is left to WriteShard.
+  absl::StatusOr<FileDigests> WriteOuterShards(const CheckpointReader& reader,
+                                               const CancellationToken& cancel) const;
 
   // All shards are written: the files around them, the index, and config.json last. kDataLoss if
   // shards and index don't close.

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/cancellation.h"
+#include "formats/hashing_writer.h"
 #include "formats/quantized_checkpoint.h"
 
 namespace ptq {
@@ -23,12 +24,13 @@ class CheckpointFormat {
   // kFailedPrecondition naming the module, what stands in the way, and a format that can.
   virtual absl::Status CheckPlan(const ExportPlan& plan) const = 0;
   // Writes the model into `folder`, which exists and holds no other model; what an interrupted call
-  // left there is written again. One block in memory at a time, and the next. Every file is read
+  // left there is written again. Two blocks in memory at a time. Every file is read
   // back by a decoder of its own and compared with the records before its rename, and the file that
   // makes the folder loadable (config.json) comes last. kFailedPrecondition naming tensor, field
-  // and another format if a record does not fit.
-  virtual absl::Status Write(const QuantizedCheckpoint& checkpoint, const std::string& folder,
-                             const CancellationToken& cancel) const = 0;
+  // and another format if a record does not fit. Digests of the files that hold weights.
+  virtual absl::StatusOr<FileDigests> Write(const QuantizedCheckpoint& checkpoint,
+                                            const std::string& folder,
+                                            const CancellationToken& cancel) const = 0;
   // Reads a folder of this format (of gguf also a file), ours or another program's. kUnimplemented
   // if this format is only written; kInvalidArgument, naming file and field, if the folder is not
   // what it says; kFailedPrecondition if no record can hold what it says.

@@ -3,6 +3,7 @@
 #define PTQ_FORMATS_HASHING_WRITER_H_
 
 #include <cstddef>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -11,6 +12,9 @@
 #include "common/sha256.h"
 
 namespace ptq {
+
+// SHA-256 by a file's path in its folder, of files that were hashed while they were written.
+using FileDigests = std::map<std::string, std::string>;
 
 // Appends to a file and to its digest. Single writer.
 class HashingWriter {

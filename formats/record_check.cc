@@ -108,6 +108,33 @@ GroupDecoder DecoderOf(const RecordView& record, int64_t group) {
   return decoder;
 }
 
+// What the codes of a group become in a dtype. Where groups have more values than there are codes,
+// each code is rounded once a group.
+class GroupRounder {
+ public:
+  GroupRounder(DType dtype, int bits, int64_t values) : dtype_(dtype), middle_(1 << (bits - 1)) {
+    if (values > 2 * middle_) table_.resize(static_cast<size_t>(2 * middle_));
+  }
+
+  void SetGroup(const GroupDecoder& decoder) {
+    decoder_ = decoder;
+    for (size_t i = 0; i < table_.size(); ++i) {
+      table_[i] = RoundTo(dtype_, decoder(static_cast<int>(i) - middle_));
+    }
+  }
+
+  Rounded operator()(int code) const {
+    const auto place = static_cast<size_t>(code + middle_);
+    return place < table_.size() ? table_[place] : RoundTo(dtype_, decoder_(code));
+  }
+
+ private:
+  const DType dtype_;
+  const int middle_;
+  GroupDecoder decoder_;
+  std::vector<Rounded> table_;
+};
+
 // Whether the bytes are these codes, all within [lowest, highest]. With the same scale and zero
 // point they decode to the same values; what differs is looked for one by one.
 bool AreSameCodes(const char* stored, const int8_t* codes, int64_t count, int lowest, int highest) {
@@ -285,6 +312,7 @@ absl::Status RecordCheck::CheckDequantized(const RecordView& record, DType dtype
   const int64_t lines_a_piece = std::max<int64_t>(1, kPieceBytes / (width * element));
   // Values of one scale that lie next to each other.
   const int64_t run = record.transposed ? std::min(block_rows, width) : block_columns;
+  GroupRounder rounded(dtype, record.bits, run);
   std::string piece;
   for (int64_t first = 0; first < lines; first += lines_a_piece) {
     const int64_t count = std::min(lines_a_piece, lines - first);
@@ -295,14 +323,15 @@ absl::Status RecordCheck::CheckDequantized(const RecordView& record, DType dtype
         const int64_t first_column = record.transposed ? line : begin;
         const int64_t qparam = first_row / block_rows * groups + first_column / block_columns;
         const GroupDecoder decoder = DecoderOf(record, qparam);
+        rounded.SetGroup(decoder);
         for (int64_t place = begin; place < begin + run; ++place) {
           const int64_t row = record.transposed ? place : line;
           const int64_t column = record.transposed ? line : place;
-          const float value = decoder(record.codes[row * record.columns + column]);
-          const Rounded expected = RoundTo(dtype, value);
+          const int code = record.codes[row * record.columns + column];
+          const Rounded expected = rounded(code);
           if (!expected.fits) {
             return absl::FailedPreconditionError(
-                absl::StrCat("tensor ", name, ": the value ", value, At(row, column),
+                absl::StrCat("tensor ", name, ": the value ", decoder(code), At(row, column),
                              " does not fit in ", DTypeName(dtype)));
           }
           const int64_t index = (line - first) * width + place;

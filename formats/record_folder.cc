@@ -86,8 +86,8 @@ absl::StatusOr<std::vector<QuantizedModule>> RecordFolder::ReadBlock(int64_t blo
   return ReadRecords(JoinPath(folder_, FileName(block)), shards_.modules(block));
 }
 
-absl::StatusOr<std::vector<std::pair<std::string, std::string>>> RecordFolder::WriteOuterShards(
-    const CheckpointReader& reader, const CancellationToken& cancel) const {
+absl::StatusOr<FileDigests> RecordFolder::WriteOuterShards(const CheckpointReader& reader,
+                                                           const CancellationToken& cancel) const {
   return shards_.WriteOuterShards(reader, cancel);
 }
 

@@ -48,8 +48,8 @@ class RecordFolder {
 
   // Of shards alone. The first and the last one, unless something in them is quantized, with their
   // names and SHA-256; then, with all there, the files around them, index and config.json.
-  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> WriteOuterShards(
-      const CheckpointReader& reader, const CancellationToken& cancel) const;
+  absl::StatusOr<FileDigests> WriteOuterShards(const CheckpointReader& reader,
+                                               const CancellationToken& cancel) const;
   absl::Status Finalize() const;
 
  private:

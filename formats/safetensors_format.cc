@@ -1,6 +1,7 @@
 #include "formats/safetensors_format.h"
 
 #include <algorithm>
+#include <atomic>
 #include <future>
 #include <set>
 #include <utility>
@@ -185,9 +186,9 @@ absl::StatusOr<std::unique_ptr<SafetensorsFormat::Reading>> SafetensorsFormat::R
   return absl::UnimplementedError("folders of format " + name() + " can't be read, only written");
 }
 
-absl::Status SafetensorsFormat::Write(const QuantizedCheckpoint& checkpoint,
-                                      const std::string& folder,
-                                      const CancellationToken& cancel) const {
+absl::StatusOr<FileDigests> SafetensorsFormat::Write(const QuantizedCheckpoint& checkpoint,
+                                                     const std::string& folder,
+                                                     const CancellationToken& cancel) const {
   const ExportPlan& plan = checkpoint.plan();
   PTQ_RETURN_IF_ERROR(CheckPlan(plan));
   const std::unique_ptr<WeightPacking> packing = PackingFor(plan);
@@ -196,14 +197,8 @@ absl::Status SafetensorsFormat::Write(const QuantizedCheckpoint& checkpoint,
                                                 [&packing](const PlannedModule& module) {
                                                   return packing->Names(module);
                                                 }));
-  const auto read_block = [&](int64_t block) {
-    return std::async(std::launch::async, [&checkpoint, block] {
-      return CatchTorchErrors("block " + std::to_string(block),
-                              [&] { return checkpoint.ReadBlock(block); });
-    });
-  };
-  const auto write_block = [&](int64_t block,
-                               const std::vector<QuantizedModule>& records) -> absl::Status {
+  const auto write_block = [&](int64_t block) -> absl::StatusOr<std::string> {
+    PTQ_ASSIGN_OR_RETURN(const auto records, checkpoint.ReadBlock(block));
     PTQ_ASSIGN_OR_RETURN(const auto valid, out.ValidModules(block, records));
     const std::vector<PlannedModule>& modules = out.modules(block);
     std::vector<LazyTensor> tensors;
@@ -212,32 +207,47 @@ absl::Status SafetensorsFormat::Write(const QuantizedCheckpoint& checkpoint,
       PTQ_ASSIGN_OR_RETURN(auto packed, packing->Pack(modules[i], valid[i].weight));
       for (LazyTensor& tensor : packed) tensors.push_back(std::move(tensor));
     }
-    return out
-        .WriteShard(
-            block + 1, std::move(tensors), checkpoint.plain(),
-            [&](RecordCheck& file) -> absl::Status {
-              for (size_t i = 0; i < valid.size(); ++i) {
-                PTQ_RETURN_IF_ERROR(cancel.Check());
-                const RecordView view = ViewOf(modules[i], valid[i].weight);
-                PTQ_RETURN_IF_ERROR(packing->Check(modules[i], view, file));
-              }
-              return absl::OkStatus();
-            },
-            cancel)
-        .status();
+    return out.WriteShard(
+        block + 1, std::move(tensors), checkpoint.plain(),
+        [&](RecordCheck& file) -> absl::Status {
+          for (size_t i = 0; i < valid.size(); ++i) {
+            PTQ_RETURN_IF_ERROR(cancel.Check());
+            const RecordView view = ViewOf(modules[i], valid[i].weight);
+            PTQ_RETURN_IF_ERROR(packing->Check(modules[i], view, file));
+          }
+          return absl::OkStatus();
+        },
+        cancel);
   };
+  // Two lanes, which mostly are at different steps of their blocks.
   const int64_t first = out.modules(kEmbeddingBlock).empty() ? 0 : kEmbeddingBlock;
   const int64_t end = out.block_count() + (out.modules(out.block_count()).empty() ? 0 : 1);
-  auto reading = read_block(first);
+  std::atomic<int64_t> next{first};
+  std::vector<std::string> written(static_cast<size_t>(end - first));
+  const auto lane = [&]() -> absl::Status {
+    for (int64_t block = next++; block < end; block = next++) {
+      auto digest = CatchTorchErrors(absl::StrCat(name(), " output"), [&] {
+        const absl::Status cancelled = cancel.Check();
+        return cancelled.ok() ? write_block(block) : absl::StatusOr<std::string>(cancelled);
+      });
+      if (!digest.ok()) {
+        next = end;
+        return digest.status();
+      }
+      written[static_cast<size_t>(block - first)] = *std::move(digest);
+    }
+    return absl::OkStatus();
+  };
+  std::future<absl::Status> other = std::async(std::launch::async, lane);
+  absl::Status status = lane();
+  status.Update(other.get());
+  PTQ_RETURN_IF_ERROR(status);
+  PTQ_ASSIGN_OR_RETURN(FileDigests digests, out.WriteOuterShards(checkpoint.plain(), cancel));
   for (int64_t block = first; block < end; ++block) {
-    PTQ_RETURN_IF_ERROR(cancel.Check());
-    PTQ_ASSIGN_OR_RETURN(const auto records, reading.get());
-    if (block + 1 < end) reading = read_block(block + 1);
-    PTQ_RETURN_IF_ERROR(
-        CatchTorchErrors(name() + " output", [&] { return write_block(block, records); }));
+    digests[out.ShardName(block + 1)] = std::move(written[static_cast<size_t>(block - first)]);
   }
-  PTQ_RETURN_IF_ERROR(out.WriteOuterShards(checkpoint.plain(), cancel).status());
-  return out.Finalize(ConfigFor(plan));
+  PTQ_RETURN_IF_ERROR(out.Finalize(ConfigFor(plan)));
+  return digests;
 }
 
 absl::StatusOr<std::unique_ptr<QuantizedCheckpoint>> SafetensorsFormat::Open(

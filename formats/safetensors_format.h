@@ -30,9 +30,10 @@ std::vector<std::string> PlainHead(const ExportPlan& plan);
 class SafetensorsFormat : public CheckpointFormat {
  public:
   absl::Status CheckPlan(const ExportPlan& plan) const override;
-  // While one block is packed and written, the next is read.
-  absl::Status Write(const QuantizedCheckpoint& checkpoint, const std::string& folder,
-                     const CancellationToken& cancel) const override;
+  // While one block is packed, written and compared, another is read.
+  absl::StatusOr<FileDigests> Write(const QuantizedCheckpoint& checkpoint,
+                                    const std::string& folder,
+                                    const CancellationToken& cancel) const override;
   absl::StatusOr<std::unique_ptr<QuantizedCheckpoint>> Open(
       const std::string& folder) const override;
 

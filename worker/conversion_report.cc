@@ -40,44 +40,40 @@ Json ResultsToJson(const ConversionReportInputs& inputs) {
   return results;
 }
 
-// By blocks, in the model's order.
-Json BlocksToJson(const ExportPlan& plan) {
+// By block, in the model's order: -1 before the blocks, and their number behind them.
+std::map<int64_t, Json> ModulesByBlock(const ExportPlan& plan) {
+  const ModelConfig& config = plan.source.config;
   std::map<std::string, int64_t> block_of;
-  for (const TableTensor& tensor : BuildTensorTable(plan.source.config)) {
-    block_of[tensor.module] = tensor.block;
+  for (const TableTensor& tensor : BuildTensorTable(config)) {
+    block_of[tensor.module] = BlockOf(tensor, config.num_hidden_layers);
   }
   std::map<int64_t, Json> modules;
   for (const PlannedModule& module : plan.modules) {
-    Json entry;
-    entry["name"] = module.module;
-    entry["bits"] = module.scheme.bits;
-    entry["group_size"] = module.scheme.group_size;
-    entry["symmetric"] = module.scheme.symmetric;
-    Json& list = modules.try_emplace(block_of[module.module], Json::array()).first->second;
-    list.push_back(std::move(entry));
+    modules.try_emplace(block_of[module.module], Json::array())
+        .first->second.push_back(DescribeScheme(module.module, module.scheme));
   }
-  Json blocks = Json::array();
-  for (auto& [block, list] : modules) {
-    const std::string name =
-        block < 0 ? "outside of the blocks" : BlockName(plan.source.config, block);
-    blocks.push_back({{"name", name}, {"modules", std::move(list)}});
-  }
-  return blocks;
+  return modules;
 }
 
-// Logical sizes, as ComputeSizes has them.
+void AddModules(const ExportPlan& plan, Json& report) {
+  Json& blocks = report["blocks"] = Json::array();
+  Json& outside = report["outside_of_blocks"] = Json::array();
+  for (auto& [block, list] : ModulesByBlock(plan)) {
+    if (block < 0 || block == plan.source.config.num_hidden_layers) {
+      outside.insert(outside.end(), list.begin(), list.end());
+    } else {
+      blocks.push_back({{"name", BlockName(plan.source.config, block)}, {"modules", list}});
+    }
+  }
+}
+
 Json SizeToJson(const ExportPlan& plan) {
   int64_t weights = 0;
   int64_t bits = 0;
   for (const PlannedModule& module : plan.modules) {
-    const QuantizationScheme& scheme = module.scheme;
-    const int64_t elements = module.out_features * module.in_features;
-    const int64_t groups = scheme.group_size == QuantizationScheme::kPerTensor
-                               ? 1
-                               : module.out_features * scheme.GroupsPerRow(module.in_features);
-    weights += elements;
-    bits += elements * scheme.bits +
-            groups * (DTypeBits(module.scale_dtype) + (scheme.symmetric ? 0 : scheme.bits));
+    weights += module.out_features * module.in_features;
+    bits += RecordBits(module.scheme, module.out_features, module.in_features,
+                       DTypeBits(module.scale_dtype));
   }
   Json size;
   size["quantized_weights"] = weights;
@@ -103,7 +99,7 @@ Json BuildConversionReport(const ConversionReportInputs& inputs) {
                       {"total_seconds", inputs.total_seconds}};
   report["memory"] = {{"host_peak_bytes", inputs.host_peak_bytes}};
   report["warnings"] = inputs.plan.source.warnings;
-  report["blocks"] = BlocksToJson(inputs.plan);
+  AddModules(inputs.plan, report);
   report["skipped_modules"] = inputs.plan.skipped;
   report["spec"] = JobSpecToJson(inputs.spec);
   report["inputs"] = inputs.inputs;

@@ -77,14 +77,10 @@ absl::StatusOr<std::vector<FileDigest>> Export(const QuantizedCheckpoint& checkp
                                                const std::string& output, EventWriter& events,
                                                const CancellationToken& cancel) {
   events.Phase("export", 0);
-  PTQ_RETURN_IF_ERROR(ExportFormats(checkpoint, formats, {}, output, cancel,
-                                    [&events](double done) { events.Phase("export", done); }));
-  PTQ_ASSIGN_OR_RETURN(const auto names, ListResultFiles(output));
-  std::vector<FileDigest> files;
-  for (const std::string& name : names) {
-    PTQ_ASSIGN_OR_RETURN(FileDigest digest, DigestFile(output, name, cancel));
-    files.push_back(std::move(digest));
-  }
+  PTQ_ASSIGN_OR_RETURN(const FileDigests written,
+                       ExportFormats(checkpoint, formats, {}, output, cancel,
+                                     [&events](double done) { events.Phase("export", done); }));
+  PTQ_ASSIGN_OR_RETURN(std::vector<FileDigest> files, DigestResultFiles(output, written, cancel));
   events.Phase("export", 1);
   return files;
 }

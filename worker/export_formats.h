@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/cancellation.h"
+#include "formats/hashing_writer.h"
 #include "formats/quantized_checkpoint.h"
 #include "worker/file_digest.h"
 
@@ -21,16 +22,20 @@ std::string FormatFolder(const std::string& folder, const std::vector<std::strin
 
 // Writes all `formats` but those in `present`, one after the other, each into its folder. A folder
 // of its name is emptied first: what an interrupted run left there is never taken for a whole.
-// `progress` is told of fractions. Errors are CheckpointFormat::Write's.
-absl::Status ExportFormats(const QuantizedCheckpoint& checkpoint,
-                           const std::vector<std::string>& formats,
-                           const std::vector<std::string>& present, const std::string& folder,
-                           const CancellationToken& cancel,
-                           const std::function<void(double)>& progress);
+// `progress` is told of fractions. Digests by path in `folder`; errors are
+// CheckpointFormat::Write's.
+absl::StatusOr<FileDigests> ExportFormats(const QuantizedCheckpoint& checkpoint,
+                                          const std::vector<std::string>& formats,
+                                          const std::vector<std::string>& present,
+                                          const std::string& folder,
+                                          const CancellationToken& cancel,
+                                          const std::function<void(double)>& progress);
 
-// Files of a result folder, and of the folders in it: names relative to it, sorted. Hidden entries
-// and reports are left out.
-absl::StatusOr<std::vector<std::string>> ListResultFiles(const std::string& folder);
+// The files of a result folder, and of the folders in it: paths relative to it, sorted. Hidden
+// entries and reports are left out. Those that `known` has no digest of are read.
+absl::StatusOr<std::vector<FileDigest>> DigestResultFiles(const std::string& folder,
+                                                          const FileDigests& known,
+                                                          const CancellationToken& cancel);
 
 }  // namespace ptq
 

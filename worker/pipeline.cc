@@ -14,7 +14,6 @@
 #include "algorithms/auto_round/auto_round.h"
 #include "algorithms/cuda/cuda_runtime.h"
 #include "algorithms/rtn/rtn.h"
-#include "algorithms/vocabulary_quantizer.h"
 #include "common/file.h"
 #include "common/logging.h"
 #include "common/seed.h"
@@ -23,7 +22,6 @@
 #include "common/status_util.h"
 #include "common/torch_status.h"
 #include "observers/fisher_observer.h"
-#include "observers/head_observer.h"
 #include "observers/output_error.h"
 #include "worker/device.h"
 #include "worker/engine_version.h"
@@ -32,6 +30,7 @@
 #include "worker/loader_report.h"
 #include "worker/process_memory.h"
 #include "worker/report_html.h"
+#include "worker/vocabulary_parts.h"
 
 namespace ptq {
 namespace {
@@ -148,9 +147,9 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   Stopwatch phase;
   events_.Phase("export", 0);
   PTQ_RETURN_IF_ERROR(outer_writing_.Wait());
-  PTQ_RETURN_IF_ERROR(CatchTorchErrors("export", [&] { return WriteFormats(); }));
+  PTQ_ASSIGN_OR_RETURN(const std::vector<FileDigest> outputs,
+                       CatchTorchErrors("export", [&] { return WriteFormats(); }));
   ReleaseFreeHeap();
-  PTQ_ASSIGN_OR_RETURN(const std::vector<FileDigest> outputs, DigestOutputs());
   export_seconds_ += phase.Lap();
   events_.Phase("export", 1);
   Json evaluation(nullptr);
@@ -162,11 +161,7 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
   std::vector<Json> blocks = folder_.finished_blocks();
   std::vector<Json> outside;
   if (embedding_scheme_ != nullptr) {
-    ModuleResult embedding;
-    embedding.name = embedding_scheme_->module;
-    embedding.scheme = *embedding_scheme_->scheme;
-    embedding.fallback_reason = EmbeddingReason(plan_.spec);
-    outside.push_back(ModuleResultToJson(embedding));
+    outside.push_back(ModuleResultToJson(DescribeEmbedding(plan_, *embedding_scheme_)));
   }
   Json head(nullptr);
   if (head_scheme_ != nullptr) {
@@ -232,7 +227,7 @@ absl::Status Pipeline::Load() {
     PTQ_ASSIGN_OR_RETURN(quantized_outside_,
                          DecoderModel::Create(config, *dequantized_, plan_.compute));
   }
-  PTQ_RETURN_IF_ERROR(QuantizeEmbedding());
+  PTQ_RETURN_IF_ERROR(WriteEmbedding());
   staging_ = std::make_unique<HostStaging>(BlocksInWriting(plan_));
   writing_ = std::make_unique<WriteBehind>(BlocksInWriting(plan_));
   // Before the first block, so that unusable text does not fail a job after hours of work.
@@ -559,7 +554,7 @@ absl::Status Pipeline::QuantizeOneBlock(int64_t index) {
       return absl::InternalError(block->linears()[i].module + ": the algorithm made no record");
     }
     modules.push_back({block->linears()[i].module, quantized.linears[i]->weight});
-    if (observer_ != nullptr) weights[i] = EffectiveWeight(quantized.linears[i]->weight);
+    if (observer_ != nullptr) weights[i] = EffectiveWeight(plan_, quantized.linears[i]->weight);
   }
   observed.statistics.clear();
   PTQ_ASSIGN_OR_RETURN(result.modules, MeasureModules(observed, quantized, weights));
@@ -586,120 +581,41 @@ const DecoderModel* Pipeline::WithQuantizedHead() const {
              : nullptr;
 }
 
-absl::Status Pipeline::QuantizeEmbedding() {
+absl::Status Pipeline::WriteEmbedding() {
   if (embedding_scheme_ == nullptr) return absl::OkStatus();
-  const EffectiveScheme& planned = *embedding_scheme_;
-  const std::string name = planned.module + ".weight";
-  const auto row_bytes =
-      planned.in_features * static_cast<int64_t>(c10::elementSize(plan_.stored_dtype));
-  const auto read = [&](int64_t begin, int64_t count) -> absl::StatusOr<at::Tensor> {
-    at::Tensor rows =
-        at::empty({count, planned.in_features}, at::TensorOptions().dtype(plan_.stored_dtype));
-    PTQ_RETURN_IF_ERROR(
-        reader_->ReadBytes(name, begin * row_bytes, count * row_bytes, rows.data_ptr()));
-    return rows.to(plan_.compute.device);
-  };
-  PTQ_ASSIGN_OR_RETURN(const QuantizedLinear quantized,
-                       QuantizeVocabulary({.module = planned.module,
-                                           .rows = planned.out_features,
-                                           .columns = planned.in_features,
-                                           .read = read,
-                                           .scheme = *planned.scheme,
-                                           .stored_dtype = plan_.stored_dtype,
-                                           .method = RowMethod::kRtn,
-                                           .statistics = {},
-                                           .cancel = cancel_,
-                                           .progress = {}}));
+  PTQ_ASSIGN_OR_RETURN(QuantizedModule embedding,
+                       QuantizeEmbedding(plan_, *embedding_scheme_, *reader_, cancel_));
   PTQ_ASSIGN_OR_RETURN(embedding_digest_,
-                       records_->WriteBlock(kEmbeddingBlock, {{planned.module, quantized.weight}},
-                                            *reader_, cancel_));
+                       records_->WriteBlock(kEmbeddingBlock, {embedding}, *reader_, cancel_));
   return absl::OkStatus();
 }
 
 absl::Status Pipeline::QuantizeHead() {
   Stopwatch stopwatch;
   const EffectiveScheme& planned = *head_scheme_;
-  const HeadMethod method = HeadMethodOf(plan_.spec);
   PTQ_ASSIGN_OR_RETURN(const LanguageModelHead head, model_->LoadHead());
   BlockResult result;
   result.name = planned.module;
   result.micro_batches = memory_.micro_batches;
   result.load_seconds = stopwatch.Lap();
-  LinearStatistics statistics;
-  if (method.statistics != InputStatistics::kNone) {
-    events_.Phase("observe", 0);
-    PTQ_ASSIGN_OR_RETURN(statistics,
-                         ObserveHead(head, planned.module, observer_->inputs().quantized,
-                                     memory_.micro_batches.forward, method.statistics));
-    PTQ_RETURN_IF_ERROR(SynchronizeCuda());
-  }
+  HeadQuantizer quantizer(plan_, planned, head,
+                          observer_ != nullptr ? observer_->inputs().quantized : at::Tensor(),
+                          cancel_);
+  events_.Phase("observe", 0);
+  PTQ_RETURN_IF_ERROR(quantizer.Observe(memory_.micro_batches.forward));
+  PTQ_RETURN_IF_ERROR(SynchronizeCuda());
   result.observe_seconds = stopwatch.Lap() + std::exchange(advance_seconds_, 0);
   PTQ_RETURN_IF_ERROR(inputs_.Check());
   PTQ_RETURN_IF_ERROR(writing_->Check());
 
   events_.Phase("quantize", 0);
-  ModuleResult module;
-  module.name = planned.module;
-  module.scheme = *planned.scheme;
-  if (statistics.tokens > 0) module.tokens = statistics.tokens;
-  PTQ_ASSIGN_OR_RETURN(
-      QuantizedLinear quantized,
-      QuantizeVocabulary(
-          {.module = planned.module,
-           .rows = planned.out_features,
-           .columns = planned.in_features,
-           .read = [&](int64_t begin, int64_t count) -> absl::StatusOr<at::Tensor> {
-             return head.head_weight.narrow(0, begin, count);
-           },
-           .scheme = *planned.scheme,
-           .stored_dtype = plan_.stored_dtype,
-           .method = method.method,
-           .statistics = std::move(statistics),
-           .cancel = cancel_,
-           .progress = [this](double fraction) { events_.Phase("quantize", fraction); }}));
-  module.fallback_reason =
-      quantized.fallback_reason.empty() ? method.reason : quantized.fallback_reason;
+  PTQ_RETURN_IF_ERROR(
+      quantizer.Quantize([this](double fraction) { events_.Phase("quantize", fraction); }));
   result.quantize_seconds = stopwatch.Lap();
-  PTQ_RETURN_IF_ERROR(MeasureHead(head, quantized, &module));
+  PTQ_RETURN_IF_ERROR(quantizer.Measure());
   result.observe_seconds += stopwatch.Lap();
-  result.modules.push_back(std::move(module));
-  std::vector<QuantizedModule> records;
-  records.push_back({planned.module, std::move(quantized.weight)});
-  return WriteBlock(planned.block, std::move(result), std::move(records));
-}
-
-absl::Status Pipeline::MeasureHead(const LanguageModelHead& head, const QuantizedLinear& quantized,
-                                   ModuleResult* result) const {
-  if (observer_ == nullptr) return absl::OkStatus();
-  PTQ_ASSIGN_OR_RETURN(const at::Tensor inputs,
-                       HeadErrorInputs(head, observer_->inputs().quantized));
-  const int64_t rows = head.head_weight.size(0);
-  const bool rtn = plan_.spec.algorithm == Algorithm::kRtn;
-  // Of the outputs, their errors, and those by rtn.
-  at::Tensor sums = at::zeros({3}, at::TensorOptions(inputs.device()).dtype(at::kDouble));
-  const auto add = [&](int64_t place, const at::Tensor& weight) {
-    sums.select(0, place).add_(SumOfSquares(at::linear(inputs, weight.to(inputs.scalar_type()))));
-  };
-  PTQ_RETURN_IF_ERROR(ForPiecesOfRows(
-      rows, head.head_weight.size(1), [&](int64_t begin, int64_t count) -> absl::Status {
-        PTQ_RETURN_IF_ERROR(cancel_.Check());
-        const at::Tensor weight = head.head_weight.narrow(0, begin, count);
-        const at::Tensor wide = weight.to(at::kFloat);
-        const auto error = [&](const AffineQuantizedTensor& record) {
-          return wide - EffectiveWeight(record).to(at::kFloat);
-        };
-        add(0, weight);
-        add(1, error(RecordRows(quantized.weight, begin, count)));
-        if (!rtn) add(2, error(QuantizeRtn(weight, plan_.stored_dtype, result->scheme)));
-        return absl::OkStatus();
-      }));
-  const at::Tensor host = sums.cpu();
-  const double* sum = host.const_data_ptr<double>();
-  const auto values = static_cast<double>(inputs.size(0) * rows);
-  result->output_mse = sum[1] / values;
-  result->relative_error = sum[0] > 0 ? sum[1] / sum[0] : 0;
-  result->rtn_output_mse = (rtn ? sum[1] : sum[2]) / values;
-  return absl::OkStatus();
+  result.modules.push_back(quantizer.result());
+  return WriteBlock(planned.block, std::move(result), {{planned.module, quantizer.record()}});
 }
 
 absl::Status Pipeline::WriteBlock(int64_t index, BlockResult result,
@@ -759,15 +675,16 @@ absl::StatusOr<std::vector<ModuleResult>> Pipeline::MeasureModules(
   std::vector<OutputError> errors(linears.size());
   if (observed.inputs != nullptr) {
     const bool rtn = plan_.spec.algorithm == Algorithm::kRtn;
-    PTQ_ASSIGN_OR_RETURN(errors, MeasureOutputErrors(observed, [&](size_t i) {
-                           std::vector<at::Tensor> candidates;
-                           if (!schemes[i]) return candidates;
-                           candidates.push_back(weights[i]);
-                           if (rtn) return candidates;
-                           candidates.push_back(EffectiveWeight(
-                               QuantizeRtn(linears[i].weight, plan_.stored_dtype, *schemes[i])));
-                           return candidates;
-                         }));
+    PTQ_ASSIGN_OR_RETURN(
+        errors, MeasureOutputErrors(observed, [&](size_t i) {
+          std::vector<at::Tensor> candidates;
+          if (!schemes[i]) return candidates;
+          candidates.push_back(weights[i]);
+          if (rtn) return candidates;
+          candidates.push_back(EffectiveWeight(
+              plan_, QuantizeRtn(linears[i].weight, plan_.stored_dtype, *schemes[i])));
+          return candidates;
+        }));
   }
   std::vector<ModuleResult> modules;
   for (size_t i = 0; i < linears.size(); ++i) {
@@ -776,6 +693,7 @@ absl::StatusOr<std::vector<ModuleResult>> Pipeline::MeasureModules(
     module.name = linears[i].module;
     module.scheme = *schemes[i];
     module.fallback_reason = quantized.linears[i]->fallback_reason;
+    module.damping = quantized.linears[i]->damping;
     if (!observed.tokens.empty()) module.tokens = observed.tokens[i];
     if (errors[i].tokens > 0) {
       module.output_mse = errors[i].mse.front();
@@ -830,39 +748,27 @@ std::string Pipeline::RecordPath(const std::string& name) const {
   return records_path_.empty() ? name : JoinPath(records_path_, name);
 }
 
-absl::Status Pipeline::WriteFormats() {
+absl::StatusOr<std::vector<FileDigest>> Pipeline::WriteFormats() {
   const JobCheckpoint checkpoint(*records_, *reader_);
   std::vector<std::string> present;
+  FileDigests known;
   if (IsAffineAskedFor()) {
     PTQ_RETURN_IF_ERROR(records_->Finalize());
     present = {"affine"};
-  }
-  return ExportFormats(checkpoint, plan_.spec.format, present, folder_.path(), cancel_,
-                       [this](double fraction) { events_.Phase("export", fraction); });
-}
-
-absl::StatusOr<std::vector<FileDigest>> Pipeline::DigestOutputs() {
-  PTQ_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListResultFiles(folder_.path()));
-  std::map<std::string, std::string> shards;  // whose digests are known
-  for (const auto& [name, digest] : outer_digests_) shards[RecordPath(name)] = digest;
-  if (!embedding_digest_.empty()) {
-    shards[RecordPath(records_->FileName(kEmbeddingBlock))] = embedding_digest_;
-  }
-  for (size_t i = 0; i < folder_.shard_digests().size(); ++i) {
-    shards[RecordPath(records_->FileName(static_cast<int64_t>(i)))] = folder_.shard_digests()[i];
-  }
-  std::vector<FileDigest> files;
-  for (const std::string& name : names) {
-    const auto shard = shards.find(name);
-    if (shard != shards.end()) {
-      PTQ_ASSIGN_OR_RETURN(const auto file, ReadableFile::Open(JoinPath(folder_.path(), name)));
-      files.push_back({name, file.size(), shard->second});
-      continue;
+    for (const auto& [name, digest] : outer_digests_) known[RecordPath(name)] = digest;
+    if (!embedding_digest_.empty()) {
+      known[RecordPath(records_->FileName(kEmbeddingBlock))] = embedding_digest_;
     }
-    PTQ_ASSIGN_OR_RETURN(FileDigest digest, DigestFile(folder_.path(), name, cancel_));
-    files.push_back(std::move(digest));
+    for (size_t i = 0; i < folder_.shard_digests().size(); ++i) {
+      known[RecordPath(records_->FileName(static_cast<int64_t>(i)))] = folder_.shard_digests()[i];
+    }
   }
-  return files;
+  PTQ_ASSIGN_OR_RETURN(
+      FileDigests written,
+      ExportFormats(checkpoint, plan_.spec.format, present, folder_.path(), cancel_,
+                    [this](double done) { events_.Phase("export", done); }));
+  known.merge(written);
+  return DigestResultFiles(folder_.path(), known, cancel_);
 }
 
 std::vector<std::optional<QuantizationScheme>> Pipeline::SchemesOf(
@@ -877,10 +783,6 @@ std::vector<std::optional<QuantizationScheme>> Pipeline::SchemesOf(
   return schemes;
 }
 
-at::Tensor Pipeline::EffectiveWeight(const AffineQuantizedTensor& record) const {
-  return Dequantize(record, plan_.stored_dtype).to(plan_.compute.device, plan_.compute.dtype);
-}
-
 absl::StatusOr<std::vector<at::Tensor>> Pipeline::ReadWeights(int64_t index,
                                                               const DecoderBlock& block) const {
   PTQ_ASSIGN_OR_RETURN(const std::vector<QuantizedModule> records, records_->ReadBlock(index));
@@ -892,7 +794,8 @@ absl::StatusOr<std::vector<at::Tensor>> Pipeline::ReadWeights(int64_t index,
       return absl::DataLossError("a record of block " + std::to_string(index) +
                                  " is of an unknown module: " + record.module);
     }
-    weights[static_cast<size_t>(linear - block.linears().begin())] = EffectiveWeight(record.weight);
+    weights[static_cast<size_t>(linear - block.linears().begin())] =
+        EffectiveWeight(plan_, record.weight);
   }
   return weights;
 }

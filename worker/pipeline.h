@@ -84,11 +84,9 @@ class Pipeline {
   absl::Status ReplayBlock(int64_t index);
   absl::Status QuantizeOneBlock(int64_t index);
   // The embedding, where a rule names it: in every run, since its record needs no calibration.
-  absl::Status QuantizeEmbedding();
+  absl::Status WriteEmbedding();
   // The head likewise, behind the last block: for the folder it is block block_count().
   absl::Status QuantizeHead();
-  absl::Status MeasureHead(const LanguageModelHead& head, const QuantizedLinear& quantized,
-                           ModuleResult* result) const;
   // Blocks, and the head if it is quantized.
   int64_t part_count() const { return model_->block_count() + (head_scheme_ != nullptr ? 1 : 0); }
   // The model as it is read with the embedding and head that are quantized; nullptr: it is model_.
@@ -112,13 +110,10 @@ class Pipeline {
   absl::Status OpenRecords();
   // The path of a file of the records' folder, within the job's.
   std::string RecordPath(const std::string& name) const;
-  // Every output format out of the records.
-  absl::Status WriteFormats();
+  // Every output format out of the records. The result's files.
+  absl::StatusOr<std::vector<FileDigest>> WriteFormats();
   absl::StatusOr<Json> EvaluateResult();
-  absl::StatusOr<std::vector<FileDigest>> DigestOutputs();
   std::vector<std::optional<QuantizationScheme>> SchemesOf(const DecoderBlock& block) const;
-  // What a loader makes of a record: rounded to the checkpoint's dtype, then widened for compute.
-  at::Tensor EffectiveWeight(const AffineQuantizedTensor& record) const;
   absl::StatusOr<std::vector<at::Tensor>> ReadWeights(int64_t index,
                                                       const DecoderBlock& block) const;
 
@@ -159,8 +154,8 @@ class Pipeline {
   double earlier_fisher_seconds_ = 0;  // of an earlier run
   double export_seconds_ = 0;
   double evaluate_seconds_ = 0;
-  std::vector<std::pair<std::string, std::string>> outer_digests_;  // with the shards' names
-  std::string embedding_digest_;                                    // of its record's file
+  FileDigests outer_digests_;     // of the shards beside the blocks, within the records' folder
+  std::string embedding_digest_;  // of its record's file
   // The last members: what they work with, `records_`, `folder_` and `reader_`, outlives them.
   std::unique_ptr<HostStaging> staging_;
   WriteBehind outer_writing_;             // the shards beside the blocks

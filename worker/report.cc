@@ -161,17 +161,23 @@ Json SpecWithoutPaths(const JobSpec& spec) {
   return json;
 }
 
-Json ModuleResultToJson(const ModuleResult& module) {
+Json DescribeScheme(const std::string& module, const QuantizationScheme& scheme) {
   Json entry;
-  entry["name"] = module.name;
-  entry["scheme"] = KQuantName(module.scheme.k_quant);
-  entry["bits"] = module.scheme.bits;
-  entry["group_size"] = module.scheme.group_size;
-  entry["symmetric"] = module.scheme.symmetric;
+  entry["name"] = module;
+  entry["scheme"] = KQuantName(scheme.k_quant);
+  entry["bits"] = scheme.bits;
+  entry["group_size"] = scheme.group_size;
+  entry["symmetric"] = scheme.symmetric;
+  return entry;
+}
+
+Json ModuleResultToJson(const ModuleResult& module) {
+  Json entry = DescribeScheme(module.name, module.scheme);
   entry["output_mse"] = OrNull(module.output_mse);
   entry["relative_error"] = OrNull(module.relative_error);
   entry["rtn_output_mse"] = OrNull(module.rtn_output_mse);
   entry["tokens"] = module.tokens ? Json(*module.tokens) : Json(nullptr);
+  entry["damping"] = OrNull(module.damping);
   entry["fallback_reason"] =
       module.fallback_reason.empty() ? Json(nullptr) : Json(module.fallback_reason);
   return entry;
@@ -240,6 +246,18 @@ Json SummarizeCalibration(const JobSpec& spec, const std::vector<Json>& blocks,
   return summary;
 }
 
+int64_t RecordBits(const QuantizationScheme& scheme, int64_t out_features, int64_t in_features,
+                   int64_t scale_bits) {
+  const int64_t weights = out_features * in_features;
+  if (scheme.k_quant != KQuant::kNone) {
+    return weights / kSuperBlock * 8 * TraitsOf(scheme.k_quant).bytes;
+  }
+  const int64_t groups = scheme.group_size == QuantizationScheme::kPerTensor
+                             ? 1
+                             : out_features * scheme.GroupsPerRow(in_features);
+  return weights * scheme.bits + groups * (scale_bits + (scheme.symmetric ? 0 : scheme.bits));
+}
+
 SizeFigures ComputeSizes(const JobPlan& plan) {
   SizeFigures sizes;
   sizes.before_bytes = plan.inspection.index.total_bytes();
@@ -248,18 +266,9 @@ SizeFigures ComputeSizes(const JobPlan& plan) {
   for (const EffectiveScheme& module : plan.schemes) {
     if (!module.scheme) continue;
     const QuantizationScheme& scheme = *module.scheme;
-    const int64_t weights = module.out_features * module.in_features;
-    sizes.quantized_weights += weights;
-    if (scheme.k_quant != KQuant::kNone) {
-      logical_bits += weights / kSuperBlock * 8 * TraitsOf(scheme.k_quant).bytes;
-      continue;
-    }
-    const int64_t groups = scheme.group_size == QuantizationScheme::kPerTensor
-                               ? 1
-                               : module.out_features * scheme.GroupsPerRow(module.in_features);
     const int64_t scale_bits = scheme.scale_rule == ScaleRule::kTorchao ? 8 * stored_bytes : 16;
-    logical_bits +=
-        weights * scheme.bits + groups * (scale_bits + (scheme.symmetric ? 0 : scheme.bits));
+    sizes.quantized_weights += module.out_features * module.in_features;
+    logical_bits += RecordBits(scheme, module.out_features, module.in_features, scale_bits);
   }
   sizes.after_bytes =
       sizes.before_bytes - sizes.quantized_weights * stored_bytes + (logical_bits + 7) / 8;

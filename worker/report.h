@@ -26,6 +26,7 @@ struct ModuleResult {
   std::optional<double> relative_error;  // that over mean((X W)²)
   std::optional<double> rtn_output_mse;  // of rtn by the same scheme
   std::optional<int64_t> tokens;  // calibration tokens that reached it (ObservedBlock::tokens)
+  std::optional<double> damping;  // QuantizedLinear::damping
   std::string fallback_reason;    // "": the asked algorithm made it
 };
 
@@ -67,6 +68,13 @@ Json BlockResultToJson(const BlockResult& block);
 // would help.
 Json SummarizeCalibration(const JobSpec& spec, const std::vector<Json>& blocks,
                           std::vector<std::string>* warnings);
+
+// "name", "scheme" (the name of a K-quant), "bits", "group_size", "symmetric".
+Json DescribeScheme(const std::string& module, const QuantizationScheme& scheme);
+
+// Bits of a weight's record with scales of `scale_bits`: codes, scales and zero points, packed.
+int64_t RecordBits(const QuantizationScheme& scheme, int64_t out_features, int64_t in_features,
+                   int64_t scale_bits);
 
 struct SizeFigures {
   int64_t before_bytes = 0;  // all tensors of the checkpoint

@@ -730,7 +730,9 @@ std::string RenderHtmlReport(const Json& report) {
           ? ConversionTitle(report, *conversion)
           : absl::StrFormat("%s, %s bits, group size %s, %s · %s parameters in %s blocks, %s",
                             Escape((recipe.empty() ? method : method + ", " + recipe + " recipe") +
-                                   (preset.empty() ? "" : ", preset " + preset)),
+                                   (!preset.empty()   ? ", preset " + preset
+                                    : !scheme.empty() ? ", " + scheme
+                                                      : "")),
                             bits ? absl::StrFormat("%.0f", *bits) : "?", Escape(group), kind,
                             Count(Number(report, {"model", "parameters"})),
                             Escape(Text(report, {"model", "block_count"})),

@@ -51,10 +51,9 @@ void BuildCommandLine(CLI::App& root, CommandLine& line) {
       "weights block by block, and brings back the result with a report on what it cost in "
       "accuracy.\n\n"
       "`ptq quantize` does everything in one go, and `ptq convert` writes a quantized model in "
-      "other "
-      "formats. The other commands are its steps: submit a job, "
-      "watch it, download its result. A job runs on the server: it survives Ctrl-C, a broken "
-      "connection and a restart of the server.\n\n"
+      "other formats. The other commands are its steps: submit a job, watch it, download its "
+      "result. A job runs on the server: it survives Ctrl-C, a broken connection and a restart of "
+      "the server.\n\n"
       "The server is --server, else the environment variable PTQ_SERVER, else 127.0.0.1:7433.";
   help.examples = {
       {"Quantize a model to 4 bits with Auto-Round and measure what it cost:",

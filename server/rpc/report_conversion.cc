@@ -30,8 +30,8 @@ void FillModules(const Json& modules, v1::QuantizationReport& report) {
     result.set_output_mse(Number(module, "output_mse"));
     result.set_relative_error(Number(module, "relative_error"));
     result.set_rtn_output_mse(Number(module, "rtn_output_mse"));
-    result.set_damping_used(Number(module, "damping_used"));
-    result.set_tokens_seen(static_cast<int64_t>(Number(module, "tokens_seen")));
+    result.set_damping_used(Number(module, "damping"));
+    result.set_tokens_seen(static_cast<int64_t>(Number(module, "tokens")));
     result.set_fallback_reason(Text(module, "fallback_reason"));
   }
 }

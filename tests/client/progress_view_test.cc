@@ -228,13 +228,13 @@ TEST(ReportTextTest, DetailsTellWhatIsQuantizedOutsideOfTheBlocks) {
   const auto report = ParseJson(R"({"outside_of_blocks": [
     {"name": "model.embed_tokens", "bits": 8, "group_size": -1, "relative_error": null,
      "fallback_reason": "embedding: rtn"},
-    {"name": "lm_head", "bits": 4, "group_size": 32, "relative_error": 0.0125,
+    {"name": "lm_head", "scheme": "Q6_K", "bits": 6, "group_size": 16, "relative_error": 0.0125,
      "fallback_reason": null}]})");
   EXPECT_EQ(ReportDetails(*report),
             "\nOutside of the blocks\n"
             "LAYER               BITS  GROUP  RELATIVE ERROR  REMARK\n"
             "model.embed_tokens  8     -1     -               embedding: rtn\n"
-            "lm_head             4     32     1.250 %\n");
+            "lm_head             Q6_K  16     1.250 %\n");
 }
 
 TEST(ReportTextTest, DetailsNameTheRecipeAndJudgeTheCalibration) {

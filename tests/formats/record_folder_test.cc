@@ -349,10 +349,11 @@ TEST_F(RecordFolderTest, OuterShardsAreTheSourcesTensorsByteForByteAndCanBeStopp
   const ExportPlan plan = testing::PlanFor(source_, {.bits = 4, .group_size = 32});
   PTQ_ASSERT_OK_AND_ASSIGN(const auto folder, Shards(plan));
   PTQ_ASSERT_OK_AND_ASSIGN(const auto digests, folder->WriteOuterShards(*reader_, cancel_));
-  for (const size_t outer : {0, 1}) {
-    const std::string path = Out(digests[outer].first);
+  EXPECT_EQ(digests.size(), 2);
+  for (const auto& [name, digest] : digests) {
+    const std::string path = Out(name);
     PTQ_ASSERT_OK_AND_ASSIGN(const std::string sha256, Sha256File(path));
-    EXPECT_EQ(digests[outer].second, sha256);
+    EXPECT_EQ(digest, sha256);
     PTQ_ASSERT_OK_AND_ASSIGN(const auto file, ReadableFile::Open(path));
     PTQ_ASSERT_OK_AND_ASSIGN(const SafetensorsHeader header, ReadSafetensorsHeader(file));
     ASSERT_FALSE(header.tensors.empty());

@@ -51,7 +51,7 @@ class SafetensorsFormatTest : public ::testing::Test {
     return testing::PlanFor(source_, scheme, skipped);
   }
   absl::Status Write(const std::string& format, const QuantizedCheckpoint& checkpoint) const {
-    return FindCheckpointFormat(format)->Write(checkpoint, root_ + "/out", cancel_);
+    return FindCheckpointFormat(format)->Write(checkpoint, root_ + "/out", cancel_).status();
   }
   absl::StatusOr<std::unique_ptr<QuantizedCheckpoint>> Open() const {
     PTQ_ASSIGN_OR_RETURN(const CheckpointFormat* format, DetectCheckpointFormat(root_ + "/out"));

@@ -227,6 +227,7 @@ def test_convert_is_a_job(server, gptq_folder, tmp_path):
     assert any("finished result" in event.get("message", "") for event in again)
 
     report = json.loads((tmp_path / "served" / "report.json").read_bytes())
+    assert {file["path"]: file["sha256"] for file in report["outputs"]} == folder_digests(tmp_path / "served")
     assert report["conversion"]["source"]["format"] == "gptq"
     assert [result["format"] for result in report["conversion"]["results"]] == ["compressed-tensors", "gguf"]
     sizes = [sum(p.stat().st_size for p in (tmp_path / "served" / name).iterdir()
@@ -237,7 +238,7 @@ def test_convert_is_a_job(server, gptq_folder, tmp_path):
     assert verdicts["llama.cpp"].startswith("loads")
     modules = [module for block in report["blocks"] for module in block["modules"]]
     assert len(modules) == 4 * 7 and modules[0] == {
-        "name": "model.layers.0.self_attn.q_proj", "bits": 4, "group_size": 32, "symmetric": True}
+        "name": "model.layers.0.self_attn.q_proj", "scheme": "", "bits": 4, "group_size": 32, "symmetric": True}
     assert "evaluation" not in report and "output_mse" not in json.dumps(report)
     assert report["size"]["bits_per_weight"] == pytest.approx(4.5)
     page = (tmp_path / "served" / "report.html").read_text()

@@ -115,6 +115,7 @@ def test_the_page_lists_the_digests_of_all_inputs_and_outputs(tiny_model, tmp_pa
     page = (worker.output / "report.html").read_text()
     report = json.loads((worker.output / "report.json").read_bytes())
     assert report["result_digest"] == worker.events[-1]["result_digest"]
+    assert {file["path"]: file["sha256"] for file in report["outputs"]} == folder_digests(worker.output)
     for file in report["inputs"]["model"] + report["outputs"]:
         assert file["path"] in page and file["sha256"] in page
 

@@ -138,7 +138,7 @@ absl::Status Export(const std::string& spec_path) {
     if (format == nullptr) return absl::NotFoundError("there is no format " + DumpJson(name));
     const std::string folder = output + "/" + format->name();
     PTQ_RETURN_IF_ERROR(MakeDirectories(folder));
-    PTQ_RETURN_IF_ERROR(format->Write(checkpoint, folder, never));
+    PTQ_RETURN_IF_ERROR(format->Write(checkpoint, folder, never).status());
   }
   return absl::OkStatus();
 }

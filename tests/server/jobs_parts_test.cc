@@ -481,7 +481,8 @@ TEST(ReportConversionTest, FieldsOfTheReport) {
   const std::string json =
       R"({"evaluation": {"baseline": {"perplexity": 8.5}, "quantized": {"perplexity": 9, )"
       R"("mean_kld": 0.05, "top1_agreement": 0.9}}, "size": {"bits_per_weight": 4.125}, )"
-      R"("blocks": [{"modules": [{"name": "a", "output_mse": 1, "fallback_reason": null}]}], )"
+      R"("blocks": [{"modules": [{"name": "a", "output_mse": 1, "tokens": 2048, "damping": 0.03, )"
+      R"("fallback_reason": null}]}], )"
       R"("outside_of_blocks": [{"name": "lm_head", "fallback_reason": "head: opt-rtn"}]})";
   v1::QuantizationReport report;
   ASSERT_THAT(FillReport(json, report), IsOk());
@@ -491,6 +492,8 @@ TEST(ReportConversionTest, FieldsOfTheReport) {
   EXPECT_EQ(report.bits_per_weight(), 4.125);
   ASSERT_EQ(report.modules_size(), 2);
   EXPECT_EQ(report.modules(0).module(), "a");
+  EXPECT_EQ(report.modules(0).tokens_seen(), 2048);
+  EXPECT_EQ(report.modules(0).damping_used(), 0.03);
   EXPECT_EQ(report.modules(1).module(), "lm_head");
   EXPECT_EQ(report.modules(1).fallback_reason(), "head: opt-rtn");
   v1::QuantizationReport without;

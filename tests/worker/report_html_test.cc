@@ -64,6 +64,16 @@ TEST(ReportHtmlTest, ShowsWhatIsQuantizedOutsideOfTheBlocks) {
   EXPECT_THAT(html, HasSubstr("1.25 %"));
 }
 
+TEST(ReportHtmlTest, ThePageBeginsWithThePresetOrTheKQuant) {
+  const auto titled = [](const std::string& spec) {
+    return Render(R"({"spec": {"algorithm": "rtn", "bits": 4, "group_size": 32, )" + spec + "}}");
+  };
+  EXPECT_THAT(titled(R"("scheme": "Q4_K")"), HasSubstr(">rtn, Q4_K, 4 bits, group size 32"));
+  EXPECT_THAT(titled(R"("scheme": "Q4_K", "preset": "Q4_K_M")"),
+              HasSubstr(">rtn, preset Q4_K_M, 4 bits"));
+  EXPECT_THAT(titled(R"("scheme": "")"), HasSubstr(">rtn, 4 bits"));
+}
+
 TEST(ReportHtmlTest, ShowsWhichLoadersLoadTheResult) {
   const std::string html = Render(R"({"loaders": [{"format": "gptq", "loaders": [
     {"loader": "transformers", "verdict": "loads", "problems": [], "remarks": [],
