@@ -176,14 +176,17 @@ at::Tensor PackAwq(const at::Tensor& values, int offset) {
     std::vector<uint32_t> tile(static_cast<size_t>(kTile * columns));
     for (int64_t first = begin * kTile; first < std::min(width, end * kTile); first += kTile) {
       const int64_t count = std::min(kTile, width - first);
-      std::fill(tile.begin(), tile.end(), 0u);
       for (int64_t i = 0; i < count; ++i) {
         uint32_t* words = tile.data() + i * columns;
-        for (size_t nibble = 0; nibble < kAwqOrder.size(); ++nibble) {
-          const int8_t* row = in + (8 * (first + i) + kAwqOrder[nibble]) * columns;
-          for (int64_t k = 0; k < columns; ++k) {
-            words[k] |= (static_cast<uint32_t>(row[k] + offset) & 15u) << (4 * nibble);
+        const int8_t* rows = in + 8 * (first + i) * columns;
+        for (int64_t k = 0; k < columns; ++k) {
+          uint32_t word = 0;
+#pragma GCC unroll 8
+          for (size_t nibble = 0; nibble < kAwqOrder.size(); ++nibble) {
+            const int code = rows[kAwqOrder[nibble] * columns + k] + offset;
+            word |= (static_cast<uint32_t>(code) & 15u) << (4 * nibble);
           }
+          words[k] = word;
         }
       }
       for (int64_t k = 0; k < columns; ++k) {

@@ -34,6 +34,7 @@ struct Fields {
   int64_t block_columns;
   int64_t groups;  // of a row
   int half_range;
+  bool scales_are_half;
 
   explicit Fields(const AffineQuantizedTensor& record)
       : codes(record.int_data.const_data_ptr<int8_t>()),
@@ -42,7 +43,8 @@ struct Fields {
         block_rows(record.block_size[0]),
         block_columns(record.block_size[1]),
         groups(columns / block_columns),
-        half_range(1 << (record.bits - 1)) {
+        half_range(1 << (record.bits - 1)),
+        scales_are_half(record.scale.scalar_type() == at::kHalf) {
     const at::Tensor scale = record.scale.to(at::kFloat).contiguous();
     scales.assign(scale.const_data_ptr<float>(), scale.const_data_ptr<float>() + scale.numel());
   }
@@ -90,7 +92,7 @@ void EncodeBlock(const int8_t* codes, GgufType type, int half_range, uint16_t sc
 std::string Misfit(const Fields& fields, GgufType type) {
   for (size_t group = 0; group < fields.scales.size(); ++group) {
     const float scale = fields.scales[group];
-    if (RoundToHalf(scale) != scale) {
+    if (!fields.scales_are_half && RoundToHalf(scale) != scale) {
       return absl::StrCat("scale ", scale, " of group ", group,
                           " is no float16, and GGUF stores nothing wider");
     }

@@ -12,7 +12,8 @@
 namespace ptq {
 namespace {
 
-constexpr int64_t kPieceWords = 1 << 18;
+// Files that hold words transposed are walked through across their rows: a piece stays in a cache.
+constexpr int64_t kPieceWords = 1 << 15;
 
 std::string At(int64_t row, int64_t column) { return absl::StrCat("at [", row, ", ", column, "]"); }
 

@@ -2,8 +2,8 @@
 
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/isfinite.h>
 
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <utility>
@@ -87,8 +87,9 @@ std::string Misfit(const PlannedModule& module, const AffineQuantizedTensor& rec
   if (codes[0] < scheme.quant_min() || codes[1] > scheme.quant_max()) {
     return absl::StrCat("int_data spans ", codes[0], " to ", codes[1]);
   }
-  if (!at::isfinite(record.scale).all().item<bool>()) return "scale holds NaN or Inf";
-  if (record.scale.eq(0).any().item<bool>()) return "scale holds 0";
+  const auto [smallest, largest] = at::aminmax(record.scale.abs());  // both NaN where one is
+  if (!std::isfinite(largest.item<float>())) return "scale holds NaN or Inf";
+  if (smallest.item<float>() == 0) return "scale holds 0";
   const auto zeros = Range(record.zero_point);
   if (zeros[0] < kInt8Min || zeros[1] > kInt8Max) {
     return absl::StrCat("zero_point spans ", zeros[0], " to ", zeros[1],

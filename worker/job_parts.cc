@@ -44,6 +44,21 @@ InputStatistics NeededStatistics(const JobSpec& spec) {
   return InputStatistics::kNone;
 }
 
+HeadMethod HeadMethodOf(const JobSpec& spec) {
+  switch (spec.algorithm) {
+    case Algorithm::kAutoRound:
+      return {RowMethod::kOptRtn, InputStatistics::kImportance,
+              "head: opt-rtn (tuning is by the outputs of blocks, and this is behind them)"};
+    case Algorithm::kGptq:
+      return {RowMethod::kGptq, InputStatistics::kHessian, ""};
+    case Algorithm::kOptRtn:
+      return {RowMethod::kOptRtn, InputStatistics::kImportance, ""};
+    case Algorithm::kRtn:
+      return {};
+  }
+  return {};
+}
+
 bool NeedsTargets(const JobSpec& spec) { return spec.algorithm == Algorithm::kAutoRound; }
 
 at::Tensor EffectiveWeight(const JobPlan& plan, const AffineQuantizedTensor& record) {

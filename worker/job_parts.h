@@ -22,6 +22,14 @@ std::unique_ptr<BlockQuantizer> MakeBlockQuantizer(const JobPlan& plan,
 
 // What the algorithm asks of the observer.
 InputStatistics NeededStatistics(const JobSpec& spec);
+// How the head is quantized, where a rule asks for it, and what is to be known of its inputs: as
+// layers are by the algorithm, and by opt-rtn where that one tunes blocks.
+struct HeadMethod {
+  RowMethod method = RowMethod::kRtn;
+  InputStatistics statistics = InputStatistics::kNone;
+  std::string reason;  // why it is not the job's algorithm; "" if it is
+};
+HeadMethod HeadMethodOf(const JobSpec& spec);
 // Whether blocks are tuned towards their full-precision outputs.
 bool NeedsTargets(const JobSpec& spec);
 // What a loader makes of a record: rounded to the checkpoint's dtype, then widened for compute.

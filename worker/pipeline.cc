@@ -316,7 +316,8 @@ absl::Status Pipeline::LoadCalibration() {
                               .held_out = calibration_windows_.size(0) - spec.samples,
                               .statistics = NeededStatistics(spec),
                               .full_precision = NeedsTargets(spec),
-                              .quantized = WithQuantizedEmbedding()};
+                              .quantized = WithQuantizedEmbedding(),
+                              .allocate = {}};
     if (memory_.chains_on_host) options.allocate = PinnedEmpty;
     PTQ_ASSIGN_OR_RETURN(observer_,
                          BlockInputObserver::Create(*model_, calibration_windows_, options));

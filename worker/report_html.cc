@@ -3,20 +3,33 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "formats/headers/quote.h"
+#include "worker/html.h"
+#include "worker/report_html_layers.h"
 
 namespace ptq {
 namespace {
+
+using html::Array;
+using html::At;
+using html::Bytes;
+using html::Card;
+using html::Count;
+using html::Escape;
+using html::Figure;
+using html::Number;
+using html::Panel;
+using html::Percent;
+using html::Row;
+using html::Seconds;
+using html::Section;
+using html::Text;
 
 constexpr char kStyle[] = R"(
 :root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--ink:#1c2024;--dim:#646b73;--line:#e1e4e8;--accent:#0b6bcb;
@@ -47,187 +60,6 @@ details{margin-top:12px}summary{cursor:pointer;color:var(--accent)}pre{overflow-
 height:12px;border-radius:3px;margin-right:5px;vertical-align:-1px}
 @media(max-width:520px){main{padding:16px 10px 40px}th,td{padding:5px 6px}.panel{padding:8px}.card b{font-size:1.15rem}}
 )";
-
-std::string Escape(const std::string& text) {
-  std::string out;
-  for (char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
-
-// The value at a chain of keys, or nullptr where one is missing or null.
-const Json* At(const Json& json, std::initializer_list<const char*> path) {
-  const Json* here = &json;
-  for (const char* key : path) {
-    if (!here->is_object()) return nullptr;
-    const auto it = here->find(key);
-    if (it == here->end() || it->is_null()) return nullptr;
-    here = &*it;
-  }
-  return here;
-}
-
-std::optional<double> Number(const Json& json, std::initializer_list<const char*> path) {
-  const Json* value = At(json, path);
-  if (value == nullptr || !value->is_number()) return std::nullopt;
-  return value->get<double>();
-}
-
-std::string Text(const Json& json, std::initializer_list<const char*> path) {
-  const Json* value = At(json, path);
-  if (value == nullptr) return "";
-  return value->is_string() ? value->get<std::string>() : DumpJson(*value);
-}
-
-const Json& Array(const Json& json, const char* key) {
-  static const Json* const kEmpty = new Json(Json::array());
-  const Json* value = At(json, {key});
-  return value != nullptr && value->is_array() ? *value : *kEmpty;
-}
-
-// Four significant digits, without an exponent where that stays short.
-std::string Figure(std::optional<double> value) {
-  if (!value) return "–";
-  const double magnitude = std::fabs(*value);
-  if (magnitude == 0) return "0";
-  if (magnitude < 1e-4 || magnitude >= 1e7) return absl::StrFormat("%.2e", *value);
-  const int digits = std::clamp(3 - static_cast<int>(std::floor(std::log10(magnitude))), 0, 6);
-  return absl::StrFormat("%.*f", digits, *value);
-}
-
-std::string Bytes(std::optional<double> bytes) {
-  if (!bytes) return "–";
-  if (*bytes >= 1e9) return absl::StrFormat("%.2f GB", *bytes / 1e9);
-  if (*bytes >= 1e6) return absl::StrFormat("%.1f MB", *bytes / 1e6);
-  return absl::StrFormat("%.0f kB", *bytes / 1e3);
-}
-
-std::string Count(std::optional<double> count) {
-  if (!count) return "–";
-  if (*count >= 1e9) return absl::StrFormat("%.2f B", *count / 1e9);
-  if (*count >= 1e6) return absl::StrFormat("%.2f M", *count / 1e6);
-  return absl::StrFormat("%.0f", *count);
-}
-
-std::string Seconds(std::optional<double> seconds) {
-  if (!seconds) return "–";
-  if (*seconds >= 3600) return absl::StrFormat("%.1f h", *seconds / 3600);
-  if (*seconds >= 120) return absl::StrFormat("%.1f min", *seconds / 60);
-  return absl::StrFormat("%.1f s", *seconds);
-}
-
-std::string Percent(std::optional<double> value) {
-  return value ? absl::StrFormat("%.2f %%", 100 * *value) : "–";
-}
-
-std::string Card(const std::string& value, const std::string& label) {
-  return "<div class=\"card\"><b>" + value + "</b><span>" + label + "</span></div>\n";
-}
-
-std::string Row(const std::vector<std::string>& cells, const char* tag = "td") {
-  std::string out = "<tr>";
-  for (const std::string& cell : cells) out += absl::StrFormat("<%s>%s</%s>", tag, cell, tag);
-  return out + "</tr>\n";
-}
-
-std::string Section(const std::string& title, const std::string& note, const std::string& body) {
-  return "<h2>" + title + "</h2>\n" + (note.empty() ? "" : "<p class=\"note\">" + note + "</p>\n") +
-         body;
-}
-
-std::string Panel(const std::string& body) {
-  return "<div class=\"panel scroll\">" + body + "</div>\n";
-}
-
-// "self_attn.q_proj" of "model.layers.3.self_attn.q_proj", given the block's "model.layers.3".
-std::string ShortName(const std::string& module, const std::string& block) {
-  return module.rfind(block + ".", 0) == 0 ? module.substr(block.size() + 1) : module;
-}
-
-// 7 of "mlp.experts.7.up_proj"; none for a layer that is not part of a routed expert.
-std::optional<int64_t> ExpertOf(const std::string& layer) {
-  constexpr std::string_view kExperts = ".experts.";
-  const size_t found = layer.find(kExperts);
-  int64_t expert = 0;
-  if (found == std::string::npos ||
-      !absl::SimpleAtoi(
-          layer.substr(found + kExperts.size(),
-                       layer.find('.', found + kExperts.size()) - found - kExperts.size()),
-          &expert)) {
-    return std::nullopt;
-  }
-  return expert;
-}
-
-// Background and text colour for a ratio to RTN on a log scale: green where better, orange where
-// worse.
-std::string RatioStyle(double ratio) {
-  const double strength = std::min(1.0, std::fabs(std::log2(std::max(ratio, 1e-6))) / 2.0);
-  const int alpha = static_cast<int>(8 + 72 * strength);
-  return absl::StrFormat(" style=\"background:color-mix(in srgb,var(--%s) %d%%,var(--card))\"",
-                         ratio <= 1 ? "good" : "bad", alpha);
-}
-
-std::string BitsStyle(int64_t bits) {
-  // Darker is more bits; 2..8.
-  const int64_t share = std::clamp<int64_t>((bits - 1) * 12, 8, 90);
-  return absl::StrFormat(" style=\"background:color-mix(in srgb,var(--accent) %d%%,var(--card))\"",
-                         share);
-}
-
-// One row a block, one column a module; `cell` gives a <td> for a module. Routed experts would be
-// hundreds of columns: the table of all layers has them.
-template <typename Cell>
-std::string ModuleGrid(const Json& blocks, Cell cell) {
-  std::vector<std::string> columns;
-  for (const Json& block : blocks) {
-    for (const Json& module : Array(block, "modules")) {
-      const std::string name = ShortName(Text(module, {"name"}), Text(block, {"name"}));
-      if (ExpertOf(name).has_value()) continue;
-      if (std::find(columns.begin(), columns.end(), name) == columns.end()) columns.push_back(name);
-    }
-  }
-  if (columns.empty()) return "";
-  std::string out = "<table class=\"grid\"><tr><th></th>";
-  for (const std::string& column : columns) {
-    const size_t dot = column.rfind('.');
-    std::string label = dot == std::string::npos ? column : column.substr(dot + 1);
-    out += "<th title=\"" + Escape(column) + "\">" + Escape(label) + "</th>";
-  }
-  out += "</tr>\n";
-  for (const Json& block : blocks) {
-    const std::string name = Text(block, {"name"});
-    const size_t prefix = name.find('.');
-    out += "<tr><td title=\"" + Escape(name) + "\">" +
-           Escape(prefix == std::string::npos ? name : name.substr(prefix + 1)) + "</td>";
-    std::map<std::string, const Json*> modules;
-    for (const Json& module : Array(block, "modules")) {
-      modules[ShortName(Text(module, {"name"}), name)] = &module;
-    }
-    for (const std::string& column : columns) {
-      const auto found = modules.find(column);
-      out += found == modules.end() ? "<td></td>" : cell(*found->second);
-    }
-    out += "</tr>\n";
-  }
-  return out + "</table>";
-}
 
 std::string SummaryCards(const Json& report) {
   std::string out = "<div class=\"cards\">\n";
@@ -452,143 +284,6 @@ std::string LossCurves(const Json& report) {
       "<div class=\"curves\">" + out + "</div>\n");
 }
 
-std::string ErrorAgainstRtn(const Json& report) {
-  bool any = false;
-  bool fallback = false;
-  const std::string grid = ModuleGrid(Array(report, "blocks"), [&](const Json& module) {
-    const auto error = Number(module, {"output_mse"});
-    const auto rtn = Number(module, {"rtn_output_mse"});
-    if (!error || !rtn || *rtn <= 0) return std::string("<td>–</td>");
-    any = true;
-    const bool fell_back = !Text(module, {"fallback_reason"}).empty();
-    fallback = fallback || fell_back;
-    const double ratio = *error / *rtn;
-    return absl::StrFormat("<td%s title=\"%s: output error %s, by rtn %s\">%.2f%s</td>",
-                           RatioStyle(ratio), Escape(Text(module, {"name"})), Figure(error),
-                           Figure(rtn), ratio, fell_back ? " *" : "");
-  });
-  if (!any) return "";
-  return Section(
-      "Layer errors against round-to-nearest",
-      absl::StrFormat(
-          "Mean squared error of each layer's output on %.0f tokens of the calibration text, "
-          "divided by what plain rounding gives: below 1 is better. Block-wise tuning may trade "
-          "one layer for another.",
-          Number(report, {"calibration", "error_tokens"}).value_or(0)),
-      Panel(grid) +
-          "<div class=\"legend\"><span><i style=\"background:var(--good)\"></i>better than "
-          "rtn</span>"
-          "<span><i style=\"background:var(--bad)\"></i>worse</span>" +
-          (fallback ? "<span>* fell back, see the table of all layers</span>" : "") + "</div>\n");
-}
-
-// "4", or the name of a K-quant.
-std::string WidthOf(const Json& module) {
-  const std::string scheme = Text(module, {"scheme"});
-  return scheme.empty() ? Figure(Number(module, {"bits"})) : Escape(scheme);
-}
-
-std::string BitsMap(const Json& report) {
-  const std::string grid = ModuleGrid(Array(report, "blocks"), [](const Json& module) {
-    const auto bits = Number(module, {"bits"});
-    if (!bits) return std::string("<td title=\"left in its own dtype\">–</td>");
-    const auto group = Number(module, {"group_size"}).value_or(0);
-    const std::string groups = group > 0   ? absl::StrFormat("g%.0f", group)
-                               : group < 0 ? "channel"
-                                           : "tensor";
-    const Json* symmetric = At(module, {"symmetric"});
-    const bool is_symmetric =
-        symmetric == nullptr || !symmetric->is_boolean() || symmetric->get<bool>();
-    const std::string scheme = Text(module, {"scheme"});
-    return absl::StrFormat("<td%s title=\"%s: %s%.0f bits, %s, %s\">%s</td>",
-                           BitsStyle(static_cast<int64_t>(*bits)), Escape(Text(module, {"name"})),
-                           scheme.empty() ? "" : Escape(scheme) + ", ", *bits, groups,
-                           is_symmetric ? "symmetric" : "asymmetric", WidthOf(module));
-  });
-  if (grid.empty()) return "";
-  return Section("Bits", "Width of each quantized layer; – is left in its own dtype.", Panel(grid));
-}
-
-// How calibration tokens were shared out among the experts of each block.
-std::string Experts(const Json& report) {
-  std::string rows;
-  for (const Json& block : Array(report, "blocks")) {
-    std::map<int64_t, double> tokens;  // by expert; its layers see the same ones
-    for (const Json& module : Array(block, "modules")) {
-      const auto expert = ExpertOf(Text(module, {"name"}));
-      const auto seen = Number(module, {"tokens"});
-      if (expert && seen) tokens[*expert] = *seen;
-    }
-    if (tokens.empty()) continue;
-    std::vector<double> sorted;
-    std::vector<std::string> unreached;
-    for (const auto& [expert, seen] : tokens) {
-      sorted.push_back(seen);
-      if (seen == 0) unreached.push_back(std::to_string(expert));
-    }
-    std::sort(sorted.begin(), sorted.end());
-    rows +=
-        Row({Escape(Text(block, {"name"})), std::to_string(tokens.size()), Count(sorted.front()),
-             Count(sorted[sorted.size() / 2]), Count(sorted.back()), ListSome(unreached, 16)});
-  }
-  if (rows.empty()) return "";
-  return Section(
-      "Experts",
-      "Calibration tokens that reached each block's routed experts. One that none reached is "
-      "rounded by opt-rtn with all columns alike; more calibration text may reach it.",
-      Panel("<table>" +
-            Row({"block", "experts", "least", "median", "most tokens", "never reached"}, "th") +
-            rows + "</table>"));
-}
-
-std::string ModuleRows(const Json& modules, bool measured) {
-  std::string rows;
-  for (const Json& module : modules) {
-    std::vector<std::string> cells = {Escape(Text(module, {"name"})), WidthOf(module),
-                                      Escape(Text(module, {"group_size"})),
-                                      Text(module, {"symmetric"}) == "false" ? "yes" : "no"};
-    if (measured) {
-      cells.insert(
-          cells.end(),
-          {Figure(Number(module, {"output_mse"})), Percent(Number(module, {"relative_error"})),
-           Figure(Number(module, {"rtn_output_mse"})), Count(Number(module, {"tokens"})),
-           Escape(Text(module, {"fallback_reason"}))});
-    }
-    rows += Row(cells);
-  }
-  return rows;
-}
-
-std::string TableOfModules(const std::string& rows, bool measured) {
-  std::vector<std::string> heads = {"layer", "bits", "group", "zero points"};
-  if (measured) {
-    heads.insert(heads.end(), {"output MSE", "relative", "by rtn", "tokens", "fallback"});
-  }
-  return Panel("<table>" + Row(heads, "th") + rows + "</table>");
-}
-
-// A conversion measures nothing.
-bool IsMeasured(const Json& report) { return At(report, {"conversion"}) == nullptr; }
-
-std::string ModuleTable(const Json& report) {
-  const bool measured = IsMeasured(report);
-  std::string rows;
-  for (const Json& block : Array(report, "blocks")) {
-    rows += ModuleRows(Array(block, "modules"), measured);
-  }
-  if (rows.empty()) return "";
-  return "<details><summary>All layers</summary>" + TableOfModules(rows, measured) + "</details>\n";
-}
-
-std::string OutsideOfBlocks(const Json& report) {
-  const bool measured = IsMeasured(report);
-  const std::string rows = ModuleRows(Array(report, "outside_of_blocks"), measured);
-  if (rows.empty()) return "";
-  return Section("Outside of the blocks",
-                 "Embedding and head are quantized where a rule names them.",
-                 TableOfModules(rows, measured));
-}
-
 std::string VerdictCell(const std::string& verdict) {
   if (verdict == "loads") return "loads";
   if (verdict == "loads_with_remark") return "loads, with a remark";
@@ -744,7 +439,7 @@ std::string RenderHtmlReport(const Json& report) {
          Escape(model) + "</h1>\n<p class=\"note\">" + subtitle + "</p>\n" + SummaryCards(report) +
          Warnings(report) + Evaluation(report) + KldHistogram(report) + Tuning(report) +
          LossCurves(report) + ErrorAgainstRtn(report) + BitsMap(report) + OutsideOfBlocks(report) +
-         Experts(report) + ModuleTable(report) + Loaders(report) + Resources(report) +
+         ExpertTokens(report) + ModuleTable(report) + Loaders(report) + Resources(report) +
          Provenance(report) + "</main></body></html>\n";
 }
 

@@ -12,7 +12,6 @@
 #include "common/status_macros.h"
 #include "observers/head_observer.h"
 #include "observers/output_error.h"
-#include "worker/job_parts.h"
 
 namespace ptq {
 
@@ -57,33 +56,21 @@ ModuleResult DescribeEmbedding(const JobPlan& plan, const EffectiveScheme& plann
 HeadQuantizer::HeadQuantizer(const JobPlan& plan, const EffectiveScheme& planned,
                              const LanguageModelHead& head, at::Tensor hidden,
                              const CancellationToken& cancel)
-    : plan_(plan), planned_(planned), head_(head), hidden_(std::move(hidden)), cancel_(cancel) {
+    : plan_(plan),
+      planned_(planned),
+      head_(head),
+      hidden_(std::move(hidden)),
+      cancel_(cancel),
+      method_(HeadMethodOf(plan.spec)) {
   result_.name = planned.module;
   result_.scheme = *planned.scheme;
-  switch (plan.spec.algorithm) {
-    case Algorithm::kAutoRound:
-      method_ = RowMethod::kOptRtn;
-      needed_ = InputStatistics::kImportance;
-      result_.fallback_reason =
-          "head: opt-rtn (tuning is by the outputs of blocks, and this is behind them)";
-      break;
-    case Algorithm::kGptq:
-      method_ = RowMethod::kGptq;
-      needed_ = InputStatistics::kHessian;
-      break;
-    case Algorithm::kOptRtn:
-      method_ = RowMethod::kOptRtn;
-      needed_ = InputStatistics::kImportance;
-      break;
-    case Algorithm::kRtn:
-      break;
-  }
+  result_.fallback_reason = method_.reason;
 }
 
 absl::Status HeadQuantizer::Observe(int64_t micro_batch) {
-  if (needed_ == InputStatistics::kNone) return absl::OkStatus();
-  PTQ_ASSIGN_OR_RETURN(statistics_,
-                       ObserveHead(head_, planned_.module, hidden_, micro_batch, needed_));
+  if (method_.statistics == InputStatistics::kNone) return absl::OkStatus();
+  PTQ_ASSIGN_OR_RETURN(
+      statistics_, ObserveHead(head_, planned_.module, hidden_, micro_batch, method_.statistics));
   result_.tokens = statistics_.tokens;
   return absl::OkStatus();
 }
@@ -99,7 +86,7 @@ absl::Status HeadQuantizer::Quantize(const std::function<void(double fraction)>&
                           },
                           .scheme = *planned_.scheme,
                           .stored_dtype = plan_.stored_dtype,
-                          .method = method_,
+                          .method = method_.method,
                           .statistics = std::move(statistics_),
                           .cancel = cancel_,
                           .progress = progress}));
@@ -119,7 +106,7 @@ absl::Status HeadQuantizer::Measure() {
   const auto add = [&](int64_t place, const at::Tensor& weight) {
     sums.select(0, place).add_(SumOfSquares(at::linear(inputs, weight.to(inputs.scalar_type()))));
   };
-  PTQ_RETURN_IF_ERROR(ForPiecesOfRows(
+  const absl::Status summed = ForPiecesOfRows(
       rows, head_.head_weight.size(1), [&](int64_t begin, int64_t count) -> absl::Status {
         PTQ_RETURN_IF_ERROR(cancel_.Check());
         const at::Tensor weight = head_.head_weight.narrow(0, begin, count);
@@ -131,7 +118,8 @@ absl::Status HeadQuantizer::Measure() {
         add(1, error(RecordRows(record_, begin, count)));
         if (!rtn) add(2, error(QuantizeRtn(weight, plan_.stored_dtype, result_.scheme)));
         return absl::OkStatus();
-      }));
+      });
+  PTQ_RETURN_IF_ERROR(summed);
   const at::Tensor host = sums.cpu();
   const double* sum = host.const_data_ptr<double>();
   const auto values = static_cast<double>(inputs.size(0) * rows);

@@ -9,12 +9,12 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "algorithms/vocabulary_quantizer.h"
 #include "common/cancellation.h"
 #include "formats/checkpoint_reader.h"
 #include "formats/quantized_checkpoint.h"
 #include "models/decoder_model.h"
-#include "observers/observed_block.h"
+#include "observers/linear_observer.h"
+#include "worker/job_parts.h"
 #include "worker/job_plan.h"
 #include "worker/report.h"
 
@@ -53,8 +53,7 @@ class HeadQuantizer {
   const LanguageModelHead& head_;
   const at::Tensor hidden_;
   const CancellationToken& cancel_;
-  RowMethod method_ = RowMethod::kRtn;
-  InputStatistics needed_ = InputStatistics::kNone;
+  const HeadMethod method_;
   LinearStatistics statistics_;
   AffineQuantizedTensor record_;
   ModuleResult result_;
