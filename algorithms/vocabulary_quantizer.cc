@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "algorithms/affine/record_rows.h"
 #include "algorithms/gptq/gptq.h"
 #include "algorithms/gptq/gptq_solver.h"
 #include "algorithms/rtn/full_range.h"
@@ -97,13 +98,6 @@ absl::Status ForPiecesOfRows(
   return absl::OkStatus();
 }
 
-AffineQuantizedTensor RecordRows(const AffineQuantizedTensor& record, int64_t begin,
-                                 int64_t count) {
-  AffineQuantizedTensor rows = record;
-  for (at::Tensor* part : TensorsOf(rows)) *part = part->narrow(0, begin, count);
-  return rows;
-}
-
 absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& request) {
   return CatchTorchErrors(request.module, [&]() -> absl::StatusOr<QuantizedLinear> {
     const c10::NoGradGuard no_grad;
@@ -113,7 +107,7 @@ absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& requ
     RowQuantizer quantizer(request);
     PTQ_RETURN_IF_ERROR(quantizer.Prepare());
     QuantizedLinear result;
-    PTQ_RETURN_IF_ERROR(ForPiecesOfRows(
+    const absl::Status quantized = ForPiecesOfRows(
         request.rows, request.columns, [&](int64_t begin, int64_t count) -> absl::Status {
           PTQ_RETURN_IF_ERROR(request.cancel.Check());
           PTQ_ASSIGN_OR_RETURN(const at::Tensor weight, request.read(begin, count));
@@ -133,7 +127,8 @@ absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& requ
                              static_cast<double>(request.rows));
           }
           return absl::OkStatus();
-        }));
+        });
+    PTQ_RETURN_IF_ERROR(quantized);
     result.damping = quantizer.damping();
     result.fallback_reason = quantizer.fallback_reason();
     return result;

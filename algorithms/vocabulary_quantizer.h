@@ -42,9 +42,6 @@ struct VocabularyRequest {
 // for values that are not finite; kCancelled.
 absl::StatusOr<QuantizedLinear> QuantizeVocabulary(const VocabularyRequest& request);
 
-// Rows [begin, begin + count) of such a record; shares its memory.
-AffineQuantizedTensor RecordRows(const AffineQuantizedTensor& record, int64_t begin, int64_t count);
-
 // Calls body(begin, count) for the pieces that a weight of `rows` x `columns` is taken in, until it
 // returns an error.
 absl::Status ForPiecesOfRows(int64_t rows, int64_t columns,

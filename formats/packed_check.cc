@@ -13,7 +13,7 @@ namespace ptq {
 namespace {
 
 // Files that hold words transposed are walked through across their rows: a piece stays in a cache.
-constexpr int64_t kPieceWords = 1 << 15;
+constexpr int64_t kPieceWords = 1 << 16;
 
 std::string At(int64_t row, int64_t column) { return absl::StrCat("at [", row, ", ", column, "]"); }
 

@@ -198,9 +198,10 @@ absl::StatusOr<FileDigests> SafetensorsFormat::Write(const QuantizedCheckpoint& 
                                                   return packing->Names(module);
                                                 }));
   const auto write_block = [&](int64_t block) -> absl::StatusOr<std::string> {
+    const std::vector<PlannedModule>& modules = out.modules(block);
+    if (modules.empty()) return out.WriteShard(block + 1, {}, checkpoint.plain(), {}, cancel);
     PTQ_ASSIGN_OR_RETURN(const auto records, checkpoint.ReadBlock(block));
     PTQ_ASSIGN_OR_RETURN(const auto valid, out.ValidModules(block, records));
-    const std::vector<PlannedModule>& modules = out.modules(block);
     std::vector<LazyTensor> tensors;
     for (size_t i = 0; i < valid.size(); ++i) {
       PTQ_RETURN_IF_ERROR(cancel.Check());
@@ -219,22 +220,20 @@ absl::StatusOr<FileDigests> SafetensorsFormat::Write(const QuantizedCheckpoint& 
         },
         cancel);
   };
-  // Two lanes, which mostly are at different steps of their blocks.
-  const int64_t first = out.modules(kEmbeddingBlock).empty() ? 0 : kEmbeddingBlock;
-  const int64_t end = out.block_count() + (out.modules(out.block_count()).empty() ? 0 : 1);
-  std::atomic<int64_t> next{first};
-  std::vector<std::string> written(static_cast<size_t>(end - first));
+  // Two lanes, which mostly are at different steps of their shards.
+  std::vector<std::string> written(static_cast<size_t>(out.shard_count()));
+  std::atomic<int64_t> next{0};
   const auto lane = [&]() -> absl::Status {
-    for (int64_t block = next++; block < end; block = next++) {
+    for (int64_t shard = next++; shard < out.shard_count(); shard = next++) {
       auto digest = CatchTorchErrors(absl::StrCat(name(), " output"), [&] {
         const absl::Status cancelled = cancel.Check();
-        return cancelled.ok() ? write_block(block) : absl::StatusOr<std::string>(cancelled);
+        return cancelled.ok() ? write_block(shard - 1) : absl::StatusOr<std::string>(cancelled);
       });
       if (!digest.ok()) {
-        next = end;
+        next = out.shard_count();
         return digest.status();
       }
-      written[static_cast<size_t>(block - first)] = *std::move(digest);
+      written[static_cast<size_t>(shard)] = *std::move(digest);
     }
     return absl::OkStatus();
   };
@@ -242,9 +241,9 @@ absl::StatusOr<FileDigests> SafetensorsFormat::Write(const QuantizedCheckpoint& 
   absl::Status status = lane();
   status.Update(other.get());
   PTQ_RETURN_IF_ERROR(status);
-  PTQ_ASSIGN_OR_RETURN(FileDigests digests, out.WriteOuterShards(checkpoint.plain(), cancel));
-  for (int64_t block = first; block < end; ++block) {
-    digests[out.ShardName(block + 1)] = std::move(written[static_cast<size_t>(block - first)]);
+  FileDigests digests;
+  for (int64_t shard = 0; shard < out.shard_count(); ++shard) {
+    digests[out.ShardName(shard)] = std::move(written[static_cast<size_t>(shard)]);
   }
   PTQ_RETURN_IF_ERROR(out.Finalize(ConfigFor(plan)));
   return digests;

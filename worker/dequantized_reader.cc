@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "algorithms/affine/record_rows.h"
 #include "algorithms/vocabulary_quantizer.h"
 #include "common/status_macros.h"
 #include "common/torch_status.h"

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "algorithms/affine/record_rows.h"
 #include "algorithms/rtn/rtn.h"
 #include "common/status_macros.h"
 #include "observers/head_observer.h"

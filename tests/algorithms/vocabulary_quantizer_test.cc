@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "algorithms/affine/record_rows.h"
 #include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
 #include "tests/testing/status_matchers.h"
