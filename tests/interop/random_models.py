@@ -5,7 +5,7 @@ import copy
 import torch
 from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, GraniteConfig,
                           LlamaConfig, MistralConfig, Olmo2Config, OPTConfig, Phi3Config, Qwen2Config, Qwen3Config,
-                          Starcoder2Config)
+                          SeedOssConfig, Starcoder2Config)
 
 VOCABULARY = 96
 HEADS = dict(num_attention_heads=4, num_key_value_heads=2)
@@ -27,6 +27,7 @@ FAMILIES = {
     "olmo2": (Olmo2Config, SMALL),
     "granite": (GraniteConfig, dict(SMALL, attention_multiplier=0.3, embedding_multiplier=2.5, residual_multiplier=0.4,
                                     logits_scaling=1.7)),
+    "seed_oss": (SeedOssConfig, dict(SMALL, head_dim=24)),
     "starcoder2": (Starcoder2Config, SMALL),
     "gpt_neox": (GPTNeoXConfig, WITHOUT_GROUPS),
     "opt": (OPTConfig, dict(vocab_size=VOCABULARY, hidden_size=64, ffn_dim=96, num_hidden_layers=3,

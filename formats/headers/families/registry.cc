@@ -11,6 +11,7 @@
   F(Phi3)               \
   F(Olmo2)              \
   F(Granite)            \
+  F(SeedOss)            \
   F(Starcoder2)         \
   F(GptNeox)            \
   F(Opt)                \

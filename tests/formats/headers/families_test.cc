@@ -38,9 +38,9 @@ absl::StatusOr<ModelConfig> Parse(const std::string& model_type,
                                   std::vector<std::string>* warnings = nullptr) {
   Json json = SizesOf(model_type);
   // Their defaults don't divide four heads.
-  static const std::set<std::string> kManyHeads = {"mistral",     "mixtral",    "qwen2",
-                                                   "qwen2_moe",   "qwen3",      "qwen3_moe",
-                                                   "deepseek_v2", "deepseek_v3"};
+  static const std::set<std::string> kManyHeads = {"mistral",   "mixtral",     "qwen2",
+                                                   "qwen2_moe", "qwen3",       "qwen3_moe",
+                                                   "seed_oss",  "deepseek_v2", "deepseek_v3"};
   if (kManyHeads.contains(model_type)) {
     json["num_key_value_heads"] = 2;
   }
@@ -119,6 +119,7 @@ TEST(FamiliesTest, AbsentKeysMeanWhatTheyMeanToTransformers) {
                 {"phi3", 4096, 1e-5, false, Activation::kSilu},
                 {"olmo2", 2048, 1e-5, false, Activation::kSilu},
                 {"granite", 2048, 1e-6, false, Activation::kSilu},
+                {"seed_oss", 524288, 1e-6, false, Activation::kSilu},
                 {"starcoder2", 4096, 1e-5, true, Activation::kGeluTanh},
                 {"gpt_neox", 2048, 1e-5, false, Activation::kGelu},
                 {"mixtral", 131072, 1e-5, false, Activation::kSilu},
@@ -138,6 +139,8 @@ TEST(FamiliesTest, AbsentKeysMeanWhatTheyMeanToTransformers) {
     EXPECT_EQ(config.activation, expected.activation);
   }
   EXPECT_EQ(Config("qwen3").head_dim, 128);
+  EXPECT_EQ(Config("seed_oss").head_dim, 128);
+  EXPECT_TRUE(Config("seed_oss").attention_bias);
   EXPECT_EQ(Config("gemma2").head_dim, 256);
   EXPECT_EQ(Config("gemma2").num_key_value_heads, 4);
   EXPECT_EQ(Config("starcoder2").num_key_value_heads, 2);
@@ -215,6 +218,7 @@ TEST(FamiliesTest, WhatIsNotComputedIsRefusedByName) {
   ExpectRefused("opt", {{"layer_norm_elementwise_affine", false}}, "layer_norm_elementwise_affine");
   ExpectRefused("opt", {{"word_embed_proj_dim", 8}}, "word_embed_proj_dim 8");
   ExpectRefused("gpt2", {{"add_cross_attention", true}}, "add_cross_attention");
+  ExpectRefused("seed_oss", {{"attention_out_bias", true}}, "attention_out_bias true");
   ExpectRefused("gemma3_text", {{"use_bidirectional_attention", true}},
                 "use_bidirectional_attention");
   ExpectRefused("gpt2", {{"activation_function", "quick_gelu"}},

@@ -234,11 +234,12 @@ TEST(ModelConfigTest, RefusesSizesThatAreMissingOrAbsurd) {
 }
 
 TEST(ModelConfigTest, RefusesOtherArchitectures) {
-  ExpectRefused({{"model_type", "mamba"}},
-                "model_type \"mamba\" is not supported (supported: llama, mistral, qwen2, qwen3, "
-                "gemma2, gemma3_text, phi3, olmo2, granite, starcoder2, gpt_neox, opt, gpt2, "
-                "mixtral, qwen3_moe, qwen2_moe, deepseek_v2, deepseek_v3)",
-                absl::StatusCode::kUnimplemented);
+  ExpectRefused(
+      {{"model_type", "mamba"}},
+      "model_type \"mamba\" is not supported (supported: llama, mistral, qwen2, qwen3, "
+      "gemma2, gemma3_text, phi3, olmo2, granite, seed_oss, starcoder2, gpt_neox, opt, gpt2, "
+      "mixtral, qwen3_moe, qwen2_moe, deepseek_v2, deepseek_v3)",
+      absl::StatusCode::kUnimplemented);
   ExpectRefused({{"model_type", nullptr}}, "model_type is missing");
   ExpectRefused({{"architectures", {"LlamaForSequenceClassification"}}},
                 "architecture \"LlamaForSequenceClassification\" is not supported",
