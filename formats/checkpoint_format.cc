@@ -7,19 +7,31 @@
 #include "formats/headers/model_files.h"
 #include "formats/headers/quantized_folder.h"
 
+// The formats that are supported, a line each.
+#define PTQ_FORMATS(F) \
+  F(Affine)            \
+  F(AutoRound)         \
+  F(Awq)               \
+  F(CompressedTensors) \
+  F(Dequantized)       \
+  F(Gguf)              \
+  F(Gptq)
+
 namespace ptq {
+
+// In formats/<name>_format.cc.
+#define PTQ_DECLARE(NAME) std::unique_ptr<CheckpointFormat> Make##NAME##Format();
+PTQ_FORMATS(PTQ_DECLARE)
+#undef PTQ_DECLARE
+
 namespace {
 
 const std::vector<std::unique_ptr<CheckpointFormat>>& Registry() {
   static const auto* const formats = [] {
     auto* list = new std::vector<std::unique_ptr<CheckpointFormat>>;
-    list->push_back(MakeAffineFormat());
-    list->push_back(MakeAutoRoundFormat());
-    list->push_back(MakeAwqFormat());
-    list->push_back(MakeCompressedTensorsFormat());
-    list->push_back(MakeDequantizedFormat());
-    list->push_back(MakeGgufFormat());
-    list->push_back(MakeGptqFormat());
+#define PTQ_ADD(NAME) list->push_back(Make##NAME##Format());
+    PTQ_FORMATS(PTQ_ADD)
+#undef PTQ_ADD
     return list;
   }();
   return *formats;

@@ -45,15 +45,6 @@ const CheckpointFormat* FindCheckpointFormat(const std::string& name);
 // saying what was found otherwise.
 absl::StatusOr<const CheckpointFormat*> DetectCheckpointFormat(const std::string& path);
 
-// One for each line of the registry in checkpoint_format.cc.
-std::unique_ptr<CheckpointFormat> MakeAffineFormat();
-std::unique_ptr<CheckpointFormat> MakeAutoRoundFormat();
-std::unique_ptr<CheckpointFormat> MakeAwqFormat();
-std::unique_ptr<CheckpointFormat> MakeCompressedTensorsFormat();
-std::unique_ptr<CheckpointFormat> MakeDequantizedFormat();
-std::unique_ptr<CheckpointFormat> MakeGgufFormat();
-std::unique_ptr<CheckpointFormat> MakeGptqFormat();
-
 }  // namespace ptq
 
 #endif  // PTQ_FORMATS_CHECKPOINT_FORMAT_H_

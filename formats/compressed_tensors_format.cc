@@ -289,10 +289,10 @@ class CompressedTensorsFormat final : public SafetensorsFormat {
     }
 
    private:
-    enum class Match { kNone, kClass, kPattern, kName };
+    enum class Match { kNone, kClass, kPattern, kWhole };
 
     static absl::StatusOr<Match> MatchOf(const std::string& target, const std::string& module) {
-      if (target == module) return Match::kName;
+      if (target == module) return Match::kWhole;
       if (absl::StartsWith(target, "re:")) {
         PTQ_ASSIGN_OR_RETURN(const bool matches, MatchesBeginning(target.substr(3), module));
         return matches ? Match::kPattern : Match::kNone;

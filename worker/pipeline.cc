@@ -186,7 +186,7 @@ absl::StatusOr<std::string> Pipeline::Run(double load_seconds) {
                       .loaders = loaders,
                       .outputs = outputs,
                       .warnings = warnings_,
-                      .blocks_resumed = blocks_resumed_,
+                      .parts_resumed = parts_resumed_,
                       .load_seconds = load_seconds_,
                       .fisher_seconds = fisher_seconds_,
                       .export_seconds = export_seconds_,
@@ -441,7 +441,7 @@ absl::Status Pipeline::QuantizeBlocks() {
     if (index < finished) {
       const absl::Status replayed = CatchTorchErrors(name, [&] { return ReplayBlock(index); });
       if (replayed.ok()) {
-        blocks_resumed_ = std::min({index + 1, resumed, model_->block_count()});
+        parts_resumed_ = std::min(index + 1, resumed);
         continue;
       }
       if (IsDeviceMemoryExhausted(replayed)) {

@@ -146,7 +146,7 @@ class Pipeline {
   int64_t fisher_tokens_ = 0;
   int64_t fisher_host_peak_bytes_ = 0;
   std::optional<ReconstructionError> input_error_;  // in front of the next block
-  int64_t blocks_resumed_ = 0;
+  int64_t parts_resumed_ = 0;                       // blocks and head of an earlier run
   std::vector<std::string> warnings_;
   double advance_seconds_ = 0;  // of the chains behind the last block: counted with the next one
   double load_seconds_ = 0;

@@ -282,7 +282,7 @@ SizeFigures ComputeSizes(const JobPlan& plan) {
 Json BuildReport(const ReportInputs& inputs) {
   const JobPlan& plan = inputs.plan;
   const SizeFigures sizes = ComputeSizes(plan);
-  const auto resumed = static_cast<size_t>(inputs.blocks_resumed);
+  const auto resumed = static_cast<size_t>(inputs.parts_resumed);
   std::vector<Json> timed = inputs.blocks;
   if (!inputs.head.is_null()) timed.push_back(inputs.head);
   const size_t all = timed.size();
@@ -316,7 +316,7 @@ Json BuildReport(const ReportInputs& inputs) {
                       {"activations", inputs.memory.chains_on_host ? "host" : "device"},
                       {"micro_batches", MicroBatchesToJson(inputs.memory.micro_batches)}};
   report["warnings"] = Warnings(inputs);
-  report["blocks_resumed"] = inputs.blocks_resumed;
+  report["blocks_resumed"] = std::min(resumed, inputs.blocks.size());
   report["blocks"] = inputs.blocks;
   report["outside_of_blocks"] = inputs.outside_of_blocks;
   report["skipped_modules"] = Json::array();

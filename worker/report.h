@@ -101,7 +101,7 @@ struct ReportInputs {
   Json loaders;      // JudgeFormats
   std::vector<FileDigest> outputs;
   std::vector<std::string> warnings;  // beside the plan's and those of fallbacks
-  int64_t blocks_resumed = 0;
+  int64_t parts_resumed = 0;          // blocks of an earlier run, and behind them the head
   // Of this run. Phases of blocks are summed over all runs from `blocks`, and so is the total.
   double load_seconds = 0;
   double fisher_seconds = 0;

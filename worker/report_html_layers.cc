@@ -105,7 +105,9 @@ std::string ModuleGrid(const Json& blocks, Cell cell) {
 // "4", or the name of a K-quant.
 std::string WidthOf(const Json& module) {
   const std::string scheme = Text(module, {"scheme"});
-  return scheme.empty() ? Figure(Number(module, {"bits"})) : Escape(scheme);
+  if (!scheme.empty()) return Escape(scheme);
+  const auto bits = Number(module, {"bits"});
+  return bits ? absl::StrFormat("%.0f", *bits) : "–";
 }
 
 std::string ModuleRows(const Json& modules, bool measured) {

@@ -79,7 +79,7 @@ void SayStarted(EventWriter& events, const JobPlan& plan, int64_t resumed) {
   JobEvent event;
   event.type = JobEvent::Type::kStarted;
   event.blocks_total = plan.inspection.config.num_hidden_layers;
-  event.blocks_resumed = resumed;
+  event.blocks_resumed = std::min(resumed, event.blocks_total);  // the head may be another record
   event.device = DeviceLabel(plan.compute.device);
   events.Write(std::move(event));
 }

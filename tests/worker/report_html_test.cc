@@ -47,7 +47,8 @@ TEST(ReportHtmlTest, ShowsEveryPartOfAFullReport) {
   EXPECT_THAT(html, HasSubstr("4.125"));
   EXPECT_THAT(html, HasSubstr("Loss by block"));
   EXPECT_THAT(html, HasSubstr(">0.50</td>")) << "output error over rtn's";
-  EXPECT_THAT(html, HasSubstr("8 bits, channel, symmetric"));
+  EXPECT_THAT(html, HasSubstr("8 bits, channel, symmetric\">8</td>"));
+  EXPECT_THAT(html, HasSubstr("q_proj</td><td>4</td>")) << "in the table of all layers";
   EXPECT_THAT(html, HasSubstr("no tokens"));
   EXPECT_THAT(html, HasSubstr("1e-8</span>"));
   EXPECT_THAT(html, HasSubstr("1e2</span>"));

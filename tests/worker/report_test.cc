@@ -67,15 +67,20 @@ TEST(ReportTest, BlocksThatWereNotTunedInThePrecisionOfTheJobAreCounted) {
   plan.compute = {.device = at::kCPU, .dtype = at::kBFloat16};
   plan.tuning_precision = TuningPrecision::kFp8;
   BlockResult block;
+  block.seconds = 2;
   block.tuning_path = "fused fp8";
   ReportInputs inputs{.plan = plan,
                       .inputs = {},
                       .environment = {},
                       .blocks = {BlockResultToJson(block)},
+                      .outside_of_blocks = {},
+                      .head = {},
                       .calibration = {},
                       .evaluation = {},
+                      .loaders = {},
                       .outputs = {},
-                      .warnings = {}};
+                      .warnings = {},
+                      .memory = {}};
   EXPECT_EQ(BuildReport(inputs)["warnings"].size(), 0);
   block.tuning_path = "autograd";
   inputs.blocks.push_back(BlockResultToJson(block));
@@ -83,6 +88,16 @@ TEST(ReportTest, BlocksThatWereNotTunedInThePrecisionOfTheJobAreCounted) {
   EXPECT_EQ(report["tuning"]["paths"], (Json{{"fused fp8", 1}, {"autograd", 1}}));
   EXPECT_THAT(report["warnings"][0].get<std::string>(),
               ::testing::StartsWith("1 of 2 blocks were tuned without FP8"));
+
+  // All of it by an earlier run, the head too.
+  BlockResult head;
+  head.seconds = 3;
+  inputs.head = BlockResultToJson(head);
+  inputs.parts_resumed = 3;
+  inputs.total_seconds = 1;
+  const Json resumed = BuildReport(inputs);
+  EXPECT_EQ(resumed["blocks_resumed"], 2);
+  EXPECT_EQ(resumed["timing"]["total_seconds"], 1 + 2 * block.seconds + 3);
 }
 
 TEST(FileDigestTest, FolderDigestIsThatOfSortedSha256sumLines) {
