@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -63,8 +64,15 @@ class GptqFormat final : public SafetensorsFormat {
     config["static_groups"] = false;
     config["damp_percent"] = 0.01;  // loaders check its range, whatever made the weights
     Json dynamic = Json::object();
-    for (const std::string& module : PlainLinears(plan)) {
-      Override("-:", module, Json::object(), &dynamic);
+    const std::vector<std::string> plain = PlainLinears(plan);
+    for (const std::string& module : plain) Override("-:", module, Json::object(), &dynamic);
+    if (!plain.empty()) {
+      // Optimum, by which transformers reads the format, knows no `dynamic`.
+      Json names = Json::array();
+      for (const PlannedModule& module : plan.modules) {
+        if (module.place == ModulePlace::kBlock) names.push_back(module.module);
+      }
+      config["modules_in_block_to_quantize"] = Json::array({std::move(names)});
     }
     for (const PlannedModule& module : plan.modules) {
       const Json own = SchemeJson(module.scheme);

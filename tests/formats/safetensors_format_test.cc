@@ -263,6 +263,11 @@ TEST_F(SafetensorsFormatTest, ConfigsSayWhatLoadersAsk) {
   EXPECT_EQ(config["desc_act"], false);
   EXPECT_EQ(DumpJson(config["dynamic"]), R"({"-:^model\\.layers\\.1\\.mlp\\.up_proj$":{},)"
                                          R"("-:^model\\.layers\\.1\\.mlp\\.gate_up_proj$":{}})");
+  // 7 layers in each of two blocks, less the one that is skipped.
+  const Json& names = config["modules_in_block_to_quantize"][0];
+  EXPECT_EQ(names.size(), 13u);
+  EXPECT_EQ(names[0], "model.layers.0.self_attn.q_proj");
+  EXPECT_EQ(std::find(names.begin(), names.end(), "model.layers.1.mlp.up_proj"), names.end());
 
   ASSERT_THAT(Write("compressed-tensors", checkpoint), IsOk());
   config = Config()["quantization_config"];

@@ -22,6 +22,7 @@ LOADER = pathlib.Path(__file__).parent / "load_in_transformers.py"
 CASES = {
     "gptq-4-32": ("gptq", {"bits": 4, "group_size": 32}),
     "gptq-4-channel": ("gptq", {"bits": 4, "group_size": -1}),
+    "gptq-skip": ("gptq", {"bits": 4, "group_size": 32, "rule": ["model.layers.1.mlp.down_proj:skip"]}),
     "gptq-2-32": ("gptq", {"bits": 2, "group_size": 32}),
     "gptq-3-64": ("gptq", {"bits": 3, "group_size": 64}),
     "gptq-8-128": ("gptq", {"bits": 8, "group_size": 128}),
@@ -55,6 +56,10 @@ def loaded(tmp_path_factory):
     plain = run_loader(sys.executable, root / "ids.safetensors", [root / case / "dequantized" for case in CASES])
     assert not [entry for entry in plain.values() if "error" in entry]
     packed = {case: root / case / name for case, (name, _) in CASES.items()}
+    # The kernel of 4 bits that GPTQModel prefers on a CPU takes groups of 32 to 256 alone.
+    config = json.loads((packed["gptq-4-channel"] / "config.json").read_text())
+    config["quantization_config"]["backend"] = "torch"
+    (packed["gptq-4-channel"] / "config.json").write_text(json.dumps(config))
     said = run_loader(GPTQMODEL, root / "ids.safetensors", list(packed.values()))
     return {case: (root / case, said[folder]) for case, folder in packed.items()}
 
@@ -62,6 +67,13 @@ def loaded(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_the_dequantized_models(case, loaded, capsys):
     folder, said = loaded[case]
+    verdict = {loader["loader"]: loader for entry in json.loads((folder / "report.json").read_text())["loaders"]
+               if entry["format"] == CASES[case][0] for loader in entry["loaders"]}["transformers"]
+    if case == "gptq-mixed":  # transformers takes one scheme for all layers
+        assert verdict["verdict"] == "does_not_load" and "transformers takes for all layers" in str(verdict["problems"])
+        assert "mismatched_sizes" in said["error"]
+        return
+    assert verdict["verdict"].startswith("loads")
     assert "error" not in said, said["error"]
     expected = load_file(folder / "dequantized" / "logits")["logits"]
     difference = (load_file(folder / CASES[case][0] / "logits")["logits"] - expected).abs()

@@ -1,4 +1,9 @@
 // transformers 5 (5.23): quantizers/, utils/quantization_config.py, modeling_utils.py.
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "formats/headers/loader_rules/fused_sets.h"
@@ -26,9 +31,47 @@ void CheckGptqConfig(const LoadedFolder& folder, Findings* findings) {
   }
 }
 
-// Optimum converts every linear layer of the blocks that neither `dynamic` nor
-// modules_in_block_to_quantize exempts; AWQ's replace_with_awq_linear every one that
-// modules_to_not_convert does not name.
+// Optimum (2.3, gptq/quantizer.py) puts a layer of the config's scheme in the place of every linear
+// layer of the blocks whose name ends in one of modules_in_block_to_quantize, or of all where there
+// is no such key. It does not look at `dynamic`.
+void CheckOptimum(const LoadedFolder& folder, Findings* findings) {
+  const Json named = folder.quantization.value("modules_in_block_to_quantize", Json(nullptr));
+  std::vector<std::string> endings;
+  for (const Json& list : named.is_array() ? named : Json::array()) {
+    for (const Json& name : list.is_array() ? list : Json::array({list})) {
+      if (name.is_string()) endings.push_back(name.get<std::string>());
+    }
+  }
+  const auto is_replaced = [&](const std::string& module) {
+    return named.is_null() ||
+           std::any_of(endings.begin(), endings.end(),
+                       [&](const std::string& ending) { return absl::EndsWith(module, ending); });
+  };
+  for (const std::string& module : folder.plain_linears) {
+    if (!is_replaced(module)) continue;
+    findings->Refuse(module,
+                     "is not quantized, and transformers makes a quantized layer of it all the "
+                     "same, whatever \"dynamic\" says; name the quantized layers in "
+                     "\"modules_in_block_to_quantize\"");
+  }
+  const auto group_of = [](int64_t size, int64_t columns) { return size > 0 ? size : columns; };
+  const int64_t bits = folder.quantization.value("bits", int64_t{4});
+  const int64_t group = folder.quantization.value("group_size", int64_t{128});
+  for (const QuantizedLayer& layer : folder.layers) {
+    if (!is_replaced(layer.module)) {
+      findings->Refuse(layer.module, "is not named in \"modules_in_block_to_quantize\"");
+    } else if (layer.bits != bits || group_of(layer.group_size, layer.in_features) !=
+                                         group_of(group, layer.in_features)) {
+      findings->Refuse(layer.module,
+                       "has other bits or groups than quantization_config's first ones, which "
+                       "transformers takes for all layers, whatever \"dynamic\" says; open the "
+                       "folder by GPTQModel.load, or write auto-round or compressed-tensors");
+    }
+  }
+}
+
+// AWQ's replace_with_awq_linear converts every linear layer that modules_to_not_convert does not
+// name.
 void CheckUnlisted(const LoadedFolder& folder, const char* key, Findings* findings) {
   for (const std::string& module : folder.unlisted_plain) {
     findings->Refuse(module,
@@ -87,9 +130,7 @@ void CheckTransformers(const LoadedFolder& folder, Findings* findings, std::stri
   if (folder.method == "gptq") {
     *needs = kGptqmodel;
     CheckGptqConfig(folder, findings);
-    if (!folder.quantization.contains("modules_in_block_to_quantize")) {
-      CheckUnlisted(folder, "dynamic", findings);
-    }
+    CheckOptimum(folder, findings);
   }
   if (folder.method == "awq") {
     *needs = "gptqmodel and accelerate";

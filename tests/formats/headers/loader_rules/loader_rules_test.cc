@@ -361,8 +361,20 @@ const std::vector<Break>& Breaks() {
        "dtype is bfloat16, so vLLM rounds the float16 scales once more", true},
       {"gptq_unlisted_plain_sglang", Gptq, Loader::kSglang, [](auto& m) { Unpack(m, kDown); },
        "is not quantized, and quantization_config does not say so; exempt it by \"dynamic\""},
-      {"gptq_unlisted_plain_transformers", Gptq, Loader::kTransformers,
-       [](auto& m) { Unpack(m, kDown); }, "exempt it by \"dynamic\""},
+      {"gptq_plain_transformers", Gptq, Loader::kTransformers, [](auto& m) { Unpack(m, kDown); },
+       "name the quantized layers in \"modules_in_block_to_quantize\""},
+      {"gptq_unnamed_transformers", Gptq, Loader::kTransformers,
+       [](auto& m) {
+         m.quantization()["modules_in_block_to_quantize"] = {{"self_attn.q_proj", "k_proj"}};
+       },
+       "is not named in \"modules_in_block_to_quantize\""},
+      {"gptq_other_bits_transformers", Gptq, Loader::kTransformers,
+       [](auto& m) {
+         m.quantization()["dynamic"]["-:lm_head"] = Json::object();
+         m.quantization()["group_size"] = 64;
+         m.quantization()["dynamic"]["+:model"] = {{"group_size", 128}};
+       },
+       "which transformers takes for all layers"},
       {"gptq_dynamic_misses_the_fused_name", Gptq, Loader::kVllm,
        [](auto& m) {
          m.quantization()["dynamic"][R"(+:.*self_attn\.[qkv]_proj)"] = {{"bits", 8}};
