@@ -14,7 +14,6 @@
 #include "algorithms/affine/record_rows.h"
 #include "algorithms/gptq/gptq.h"
 #include "algorithms/gptq/gptq_solver.h"
-#include "algorithms/rtn/full_range.h"
 #include "algorithms/rtn/opt_rtn.h"
 #include "algorithms/rtn/rtn.h"
 #include "algorithms/rtn/scale_search.h"

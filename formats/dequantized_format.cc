@@ -5,7 +5,6 @@
 
 #include "algorithms/affine/record_rows.h"
 #include "common/status_macros.h"
-#include "common/torch_status.h"
 #include "formats/safetensors_format.h"
 
 namespace ptq {
@@ -43,8 +42,7 @@ class PlainWeight final : public WeightPacking {
                                  });
     if (!module.transposed && record.block_size[0] == 1) {
       weight.read = [&record, dtype](int64_t offset, int64_t size, void* out) {
-        return CatchTorchErrors("values",
-                                [&] { return ReadRows(record, dtype, offset, size, out); });
+        return ReadRows(record, dtype, offset, size, out);
       };
     }
     return std::vector<LazyTensor>{std::move(weight)};

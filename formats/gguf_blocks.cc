@@ -101,7 +101,7 @@ std::string Misfit(const Fields& fields, GgufType type) {
       return absl::StrCat("zero_point ", fields.zero_points[group], " of group ", group, ", but ",
                           TraitsOf(type).name, " has none");
     }
-    if (!std::isfinite(RoundToHalf((fields.Minimum(static_cast<int64_t>(group)))))) {
+    if (!std::isfinite(RoundToHalf(fields.Minimum(static_cast<int64_t>(group))))) {
       return absl::StrCat("the minimum ", fields.Minimum(static_cast<int64_t>(group)), " of group ",
                           group, " does not fit in float16");
     }

@@ -18,10 +18,10 @@ namespace ptq {
 absl::StatusOr<GgufMetadata> GgufModelMetadata(const GgufFamily& family, const ModelConfig& config,
                                                GgufType type);
 
-// By what each rotary frequency is divided, where a tensor says it: Llama 3's scaling
-// ("rope_freqs.weight"), longrope ("rope_factors_long.weight" and "_short"). Name and values.
+// Tensors that say by what each rotary frequency is divided.
 inline constexpr const char* kGgufRopeTensors[] = {"rope_freqs.weight", "rope_factors_long.weight",
                                                    "rope_factors_short.weight"};
+// Those of a model, name and values: Llama 3's scaling has the first, longrope the others.
 std::vector<std::pair<std::string, std::vector<float>>> GgufRopeFactors(const ModelConfig& config);
 
 }  // namespace ptq

@@ -602,7 +602,7 @@ absl::Status Pipeline::QuantizeHead() {
   HeadQuantizer quantizer(plan_, planned, head,
                           observer_ != nullptr ? observer_->inputs().quantized : at::Tensor(),
                           cancel_);
-  events_.Phase("observe", 0);
+  if (observer_ != nullptr) events_.Phase("observe", 0);
   PTQ_RETURN_IF_ERROR(quantizer.Observe(memory_.micro_batches.forward));
   PTQ_RETURN_IF_ERROR(SynchronizeCuda());
   result.observe_seconds = stopwatch.Lap() + std::exchange(advance_seconds_, 0);

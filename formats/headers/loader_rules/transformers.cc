@@ -54,9 +54,11 @@ void CheckOptimum(const LoadedFolder& folder, Findings* findings) {
                      "same, whatever \"dynamic\" says; name the quantized layers in "
                      "\"modules_in_block_to_quantize\"");
   }
+  if (folder.layers.empty()) return;
+  // Both are there, and integers: layers have been read by them.
+  const auto bits = folder.quantization.at("bits").get<int64_t>();
+  const auto group = folder.quantization.at("group_size").get<int64_t>();
   const auto group_of = [](int64_t size, int64_t columns) { return size > 0 ? size : columns; };
-  const int64_t bits = folder.quantization.value("bits", int64_t{4});
-  const int64_t group = folder.quantization.value("group_size", int64_t{128});
   for (const QuantizedLayer& layer : folder.layers) {
     if (!is_replaced(layer.module)) {
       findings->Refuse(layer.module, "is not named in \"modules_in_block_to_quantize\"");
